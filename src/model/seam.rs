@@ -1,0 +1,229 @@
+//! The seams. A `MailStore` is read (live spool, archive), a `Replica` is written (csync, archive, Cyrus directory).
+//! Nothing between them names either.
+
+use super::{
+    AccountView, Annotation, BodyRef, DirtyKey, MailboxEntry, MailboxSnapshot, MailboxView, MboxName, QuotaLimits,
+    QuotaRoot, Step, UniqueId, UserId, UserMeta,
+};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::io::Read;
+use std::sync::Arc;
+
+/// What the engine does with a failed job. Every room's error answers `disposition()`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Disposition {
+    /// Changed under our hands, locked, not there yet: again in a moment.
+    RetrySoon,
+    /// The connection is of no use any more; nothing is wrong with the mailbox.
+    Reconnect,
+    /// This mailbox (user) is damaged or refused; its neighbours go on.
+    Quarantine,
+    /// Our own configuration, credentials or state: nobody can go on.
+    Stop,
+}
+
+/// A source could not be read.
+#[derive(Debug, thiserror::Error)]
+#[error("{message}")]
+pub struct StoreError {
+    pub message: String,
+    pub disposition: Disposition,
+}
+
+/// A replica refused, or could not be reached.
+#[derive(Debug, thiserror::Error)]
+pub enum ReplicaError {
+    /// The connection broke or timed out; everything unconfirmed has to be said again on a new one.
+    #[error("connection to {replica} lost: {cause}")]
+    Lost { replica: String, cause: String },
+    /// Credentials, rights, wrong kind of server: trying again does not help.
+    #[error("{0}")]
+    Fatal(String),
+    /// The replica does not hold what the update was based on (`SYNC_CHANGED`, `SYNC_CHECKSUM`): view it and diff anew.
+    #[error("replica has changed: {0}")]
+    Changed(String),
+    /// The mailbox is not there under this name and uniqueid.
+    #[error("replica has no such mailbox: {0}")]
+    NoSuchMailbox(String),
+    /// Name taken by another uniqueid, or the uniqueid by another name.
+    #[error("name or uniqueid is taken on the replica: {0}")]
+    Moved(String),
+    /// Locked there just now.
+    #[error("mailbox is locked on the replica: {0}")]
+    Locked(String),
+    /// The body to send does not match its record (missing, other size, other SHA-1); nothing was applied.
+    #[error("{0}")]
+    Body(StoreError),
+    /// Refused for good with this reason.
+    #[error("replica refused: {0}")]
+    Refused(String),
+}
+
+impl StoreError {
+    pub fn new(disposition: Disposition, message: impl Into<String>) -> Self {
+        Self { message: message.into(), disposition }
+    }
+}
+
+impl ReplicaError {
+    pub fn disposition(&self) -> Disposition {
+        match self {
+            Self::Lost { .. } => Disposition::Reconnect,
+            Self::Fatal(_) => Disposition::Stop,
+            Self::Changed(_) | Self::NoSuchMailbox(_) | Self::Moved(_) | Self::Locked(_) => Disposition::RetrySoon,
+            Self::Body(error) => error.disposition,
+            Self::Refused(_) => Disposition::Quarantine,
+        }
+    }
+}
+
+/// The mailboxes a store has, at one moment.
+#[derive(Clone, Debug, Default)]
+pub struct Listing {
+    /// Mailboxes with data on this server, and intermediates; sorted by name. No foreign ones.
+    pub entries: Vec<Arc<MailboxEntry>>,
+    /// Uniqueids of which the store says that they were deleted (2.5 and later keep such tombstones).
+    pub tombstones: Vec<UniqueId>,
+}
+
+/// Cheap mark of a mailbox's on-disk state: equal marks mean nothing to replicate has changed.
+/// Made from directory entry, stat and index header only.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Fingerprint(pub Vec<u8>);
+
+/// Bytes of one message, and how many there are.
+pub struct Body {
+    pub size: u64,
+    pub reader: Box<dyn Read + Send>,
+}
+
+/// Gives bodies of one mailbox to a replica that applies an update of it.
+pub trait BodySource: Sync {
+    /// Opens a body. The bytes are not yet checked against the GUID: whoever sends or stores them does that, and
+    /// never publishes bytes that do not match.
+    fn open(&self, body: &BodyRef) -> Result<Body, StoreError>;
+}
+
+/// Something mail is read from.
+pub trait MailStore: Send + Sync {
+    /// Stable identity: another store under the same path must give another value.
+    fn identity(&self) -> Result<String, StoreError>;
+
+    /// All mailboxes. An unreadable or missing list is an error, never an empty listing.
+    fn listing(&self) -> Result<Arc<Listing>, StoreError>;
+
+    /// One mailbox; `None` when it is gone meanwhile.
+    fn mailbox(&self, entry: &MailboxEntry) -> Result<Option<MailboxSnapshot>, StoreError>;
+
+    /// Cheap mark of one mailbox, for catch-up scans; `None` when it is gone meanwhile.
+    fn fingerprint(&self, entry: &MailboxEntry) -> Result<Option<Fingerprint>, StoreError>;
+
+    /// Mark of a user's data outside mailboxes.
+    fn user_fingerprint(&self, user: &UserId) -> Result<Fingerprint, StoreError>;
+
+    /// Bodies of one mailbox.
+    fn bodies(&self, entry: &MailboxEntry) -> Result<Box<dyn BodySource>, StoreError>;
+
+    /// Users that have an INBOX or any data of their own.
+    fn users(&self) -> Result<Vec<UserId>, StoreError>;
+
+    /// Subscriptions, seen state, Sieve scripts; all empty for a user the store does not know.
+    fn user_meta(&self, user: &UserId) -> Result<UserMeta, StoreError>;
+
+    /// All quota roots with their limits.
+    fn quotas(&self) -> Result<BTreeMap<QuotaRoot, QuotaLimits>, StoreError>;
+
+    /// One quota root; `None` when it does not exist.
+    fn quota(&self, root: &QuotaRoot) -> Result<Option<QuotaLimits>, StoreError>;
+
+    /// Server-level annotations, sorted.
+    fn server_annotations(&self) -> Result<Vec<Annotation>, StoreError>;
+
+    /// Annotations of every mailbox that has any: by uniqueid, with the mark by which a change is noticed.
+    fn annotated_mailboxes(&self) -> Result<BTreeMap<UniqueId, Vec<Annotation>>, StoreError>;
+
+    /// Sieve scripts live in mailboxes of type `f` (3.6 and later) and travel as those.
+    fn sieve_in_mailboxes(&self) -> bool;
+
+    /// imapd.conf `deletedprefix`.
+    fn deleted_prefix(&self) -> &[u8];
+
+    /// Where live change is noticed, if this store can change.
+    fn derive(&self, _path: &std::path::Path, _is_dir: bool) -> Vec<DirtyKey> {
+        Vec::new()
+    }
+}
+
+/// One session with something mail is replicated to. One owner at a time; order of calls is order of effect.
+pub trait Replica: Send {
+    /// Mailboxes, quota roots and meta of a user; empty for one it does not know.
+    fn view_user(&mut self, user: &UserId) -> Result<AccountView, ReplicaError>;
+
+    /// The named mailboxes, those that exist, without records.
+    fn view_mailboxes(&mut self, names: &[MboxName]) -> Result<Vec<MailboxView>, ReplicaError>;
+
+    /// One mailbox with all records; `None` if there is none of that name.
+    fn view_full(&mut self, name: &MboxName) -> Result<Option<MailboxView>, ReplicaError>;
+
+    /// One quota root; `None` if it does not exist there.
+    fn view_quota(&mut self, root: &QuotaRoot) -> Result<Option<QuotaLimits>, ReplicaError>;
+
+    /// Server-level annotations, sorted.
+    fn view_server_annotations(&mut self) -> Result<Vec<Annotation>, ReplicaError>;
+
+    /// Applies one step; `Ok` means the replica confirmed it. Bodies are taken from `bodies` while sending.
+    fn apply(&mut self, step: &Step, bodies: &dyn BodySource) -> Result<(), ReplicaError>;
+
+    /// Keeps an idle session alive, or notices that it is dead.
+    fn ping(&mut self) -> Result<(), ReplicaError>;
+
+    /// Drops what is staged for this session; done now and then so that nothing piles up.
+    fn restart(&mut self) -> Result<(), ReplicaError>;
+
+    /// Says goodbye.
+    fn close(self: Box<Self>);
+
+    /// Bytes written to and read from the replica so far.
+    fn traffic(&self) -> (u64, u64);
+}
+
+/// What a replica of this kind and release can hold; the engine asks this, never for a version.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Capabilities {
+    /// How the annotation checksum is to be computed for it.
+    pub annot_crc: AnnotCrc,
+    /// Refuses an update whose `since` is not what it holds.
+    pub checks_since: bool,
+    /// Takes mailboxes of type `f`.
+    pub sieve_mailboxes: bool,
+    /// Takes place holders for parents.
+    pub intermediates: bool,
+    /// Keeps savedate and createdmodseq.
+    pub keeps_savedate: bool,
+    /// Can hold message annotations.
+    pub message_annotations: bool,
+}
+
+/// Which rule the annotation checksum follows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AnnotCrc {
+    /// The replica has none: send 0.
+    None,
+    /// 2.5 and 3.0: start 0, thrid only.
+    Old,
+    /// 3.2 and later: start 12345678; thrid, savedate, createdmodseq by index version.
+    New,
+}
+
+/// Opens sessions with one replica.
+pub trait ReplicaTarget: Send + Sync {
+    /// Name in logs, metrics and state: a URL without secrets.
+    fn name(&self) -> String;
+
+    /// A new session; blocks until it is usable.
+    fn open(&self) -> Result<Box<dyn Replica>, ReplicaError>;
+
+    /// Known after the first session was opened.
+    fn capabilities(&self) -> Capabilities;
+}
