@@ -1,0 +1,16 @@
+//! One test binary, modules by capability; helpers in `util`.
+
+mod util;
+
+mod capture;
+mod cli;
+mod cyrus_live;
+mod derive;
+mod formats;
+mod push;
+mod recovery;
+mod regression;
+mod replay;
+mod replica_contract;
+mod rooms;
+mod state;
