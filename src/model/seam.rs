@@ -3,7 +3,7 @@
 
 use super::{
     AccountView, Annotation, BodyRef, DirtyKey, MailboxEntry, MailboxSnapshot, MailboxView, MboxName, QuotaLimits,
-    QuotaRoot, Step, UniqueId, UserId, UserMeta,
+    QuotaRoot, Step, Uid, UniqueId, UserId, UserMeta,
 };
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -103,6 +103,16 @@ pub trait BodySource: Sync {
     /// Opens a body. The bytes are not yet checked against the GUID: whoever sends or stores them does that, and
     /// never publishes bytes that do not match.
     fn open(&self, body: &BodyRef) -> Result<Body, StoreError>;
+
+    /// The message file is there. An expunged record may lose its file at any moment.
+    fn exists(&self, _uid: Uid) -> bool {
+        true
+    }
+
+    /// The message file has further hard links: a copy of another message, so a replica may well have its GUID.
+    fn has_copies(&self, _uid: Uid) -> bool {
+        false
+    }
 }
 
 /// Something mail is read from.
