@@ -1,1 +1,7 @@
-//! (being written)
+//! Readers against Cyrus's own dumps of the same files: the small stores of `fixtures/formats/`, and all of
+//! `../shared/spools/` where that folder exists (`SPOOLTAP_SHARED` names another).
+
+#[path = "formats/databases.rs"]
+mod databases;
+#[path = "formats/store.rs"]
+mod store;

@@ -35,6 +35,9 @@ pub enum Fault {
     /// Unknown is not damaged: a version or backend this release of spooltap cannot read.
     #[error("{0}")]
     Unsupported(String),
+    /// What a good file can look like while its owner writes it: read again. Damage only when it stays so.
+    #[error("changed while it was read (damaged if this stays): {0}")]
+    Torn(&'static str),
     #[error("{0}")]
     Value(String),
 }
@@ -43,5 +46,20 @@ impl FormatError {
     /// A value that cannot be right.
     pub fn value(part: &'static str, offset: u64, fault: impl Into<String>) -> Self {
         Self { part, offset, fault: Fault::Value(fault.into()) }
+    }
+
+    /// The file may be good and only have been read at a bad moment.
+    pub fn is_torn(&self) -> bool {
+        matches!(self.fault, Fault::Torn(_))
+    }
+
+    /// Not damaged: a format or version that is not known here.
+    pub fn is_unsupported(&self) -> bool {
+        matches!(self.fault, Fault::Unsupported(_))
+    }
+
+    /// Places list text that was found at `offset` of the file.
+    pub fn in_list(part: &'static str, offset: u64, error: crate::dlist::DlistError) -> Self {
+        Self::value(part, offset.saturating_add(error.offset as u64), error.fault)
     }
 }
