@@ -48,9 +48,10 @@ impl FormatError {
         Self { part, offset, fault: Fault::Value(fault.into()) }
     }
 
-    /// The file may be good and only have been read at a bad moment.
+    /// The file may be good and only have been read at a bad moment (most checksums cover bytes rewritten in place):
+    /// read again, a few times.
     pub fn is_torn(&self) -> bool {
-        matches!(self.fault, Fault::Torn(_))
+        matches!(self.fault, Fault::Torn(_) | Fault::Crc { .. })
     }
 
     /// Not damaged: a format or version that is not known here.

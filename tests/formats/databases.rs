@@ -3,9 +3,13 @@
 use super::store;
 use spooltap::cyrus::db;
 
-/// What the dump prints for a map: `key TAB value LF`.
-fn shown(map: &db::Map) -> Vec<u8> {
-    map.iter().flat_map(|(key, value)| [key, &b"\t"[..], value, &b"\n"[..]].concat()).collect()
+/// What the dump prints for a map: `key TAB value LF`. The tool of 2.4 stops at the first NUL of either.
+fn shown(map: &db::Map, release: &str) -> Vec<u8> {
+    let upto_nul = |bytes: &[u8]| {
+        let end = bytes.iter().position(|&byte| byte == 0).filter(|_| release.starts_with("2.4"));
+        bytes[..end.unwrap_or(bytes.len())].to_vec()
+    };
+    map.iter().flat_map(|(key, value)| [&upto_nul(key)[..], b"\t", &upto_nul(value), b"\n"].concat()).collect()
 }
 
 fn sorted_lines(text: &[u8]) -> Vec<&[u8]> {
@@ -32,11 +36,11 @@ fn every_dumped_database_reads_as_cyrus_reads_it() {
                 assert_eq!(db::sniff(bytes), expected, "{at}");
             }
             let map = db::parse(bytes).unwrap_or_else(|error| panic!("{at}: {error}"));
+            let shown = shown(&map, &store.name);
             // flat files are dumped in their own order.
-            assert_eq!(sorted_lines(&shown(&map)).len(), sorted_lines(&text).len(), "{at}");
-            assert!(sorted_lines(&shown(&map)) == sorted_lines(&text), "{at}: other contents");
+            assert_eq!(sorted_lines(&shown), sorted_lines(&text), "{at}: other contents");
             if expected != db::Kind::Flat {
-                assert!(shown(&map) == text, "{at}: other order");
+                assert!(shown == text, "{at}: other order");
             }
             compared += 1;
         }
