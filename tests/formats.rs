@@ -3,5 +3,7 @@
 
 #[path = "formats/databases.rs"]
 mod databases;
+#[path = "formats/mailboxes.rs"]
+mod mailboxes;
 #[path = "formats/store.rs"]
 mod store;
