@@ -4,11 +4,13 @@
 //!
 //! Used by `spooltap demo`, by the tests, and by whoever wants to watch the watcher.
 
+mod compare;
 mod locks;
 mod ops;
 mod player;
 mod recording;
 
+pub use compare::{Depth, compare};
 pub use player::{Mark, Phase, Player, Speed, StepEvent};
 pub use recording::Recording;
 
