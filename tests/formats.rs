@@ -3,6 +3,8 @@
 
 #[path = "formats/databases.rs"]
 mod databases;
+#[path = "formats/history.rs"]
+mod history;
 #[path = "formats/mailboxes.rs"]
 mod mailboxes;
 #[path = "formats/store.rs"]

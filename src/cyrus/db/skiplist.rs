@@ -30,6 +30,9 @@ fn recognise(bytes: &[u8]) -> bool {
 /// Checks the header; gives `(logstart, last_recovery)`.
 fn header(bytes: &[u8]) -> Result<(u64, u64), FormatError> {
     let mut cursor = Cursor::new("skiplist header", bytes);
+    if cursor.remaining() < HEADER_BYTES {
+        return Err(cursor.fault(Fault::Torn("file ends in its header")));
+    }
     cursor.take(20)?;
     let (version, minor) = (cursor.u32()?, cursor.u32()?);
     if version != 1 || minor > 2 {

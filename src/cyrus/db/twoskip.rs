@@ -35,14 +35,28 @@ struct Header {
     records: u64,
     /// End of what is committed.
     end: u64,
+    /// A transaction is open, or was when its writer died.
+    dirty: bool,
+}
+
+impl Header {
+    const DIRTY: u32 = 1;
+
+    /// The header that opens a transaction may have counted a record as gone already: the one about to be replaced.
+    fn counts(&self, found: usize) -> bool {
+        let found = found as u64;
+        found == self.records || (self.dirty && found == self.records.saturating_add(1))
+    }
 }
 
 fn header(bytes: &[u8]) -> Result<Header, FormatError> {
     let mut cursor = Cursor::new("twoskip header", bytes);
-    let all = cursor.clone().take(HEADER_BYTES)?;
+    let Ok(all) = cursor.clone().take(HEADER_BYTES) else {
+        return Err(cursor.fault(Fault::Torn("file ends in its header")));
+    };
     cursor.take(20)?;
     let version = cursor.u32()?;
-    let (generation, records, _repack_size, end, _flags) =
+    let (generation, records, _repack_size, end, flags) =
         (cursor.u64()?, cursor.u64()?, cursor.u64()?, cursor.u64()?, cursor.u32()?);
     if cursor.clone().u32()? != crc32(all.get(..60).unwrap_or_default()) {
         return Err(cursor.fault(Fault::Torn("crc of the header is wrong")));
@@ -53,7 +67,7 @@ fn header(bytes: &[u8]) -> Result<Header, FormatError> {
     if end < FIRST_RECORD || end % 8 != 0 {
         return Err(cursor.fault(Fault::Value(format!("committed size {end} is impossible"))));
     }
-    Ok(Header { generation, records, end })
+    Ok(Header { generation, records, end, dirty: flags & Header::DIRTY != 0 })
 }
 
 #[derive(Clone, Copy)]
@@ -150,7 +164,7 @@ fn load(bytes: &[u8]) -> Result<Loaded, FormatError> {
         }
         entries.insert(at, entry);
     }
-    let walked = walk(&entries, header.end).filter(|pairs| pairs.len() as u64 == header.records);
+    let walked = walk(&entries, header.end).filter(|pairs| header.counts(pairs.len()));
     let sorted = |pairs: &[Pair<'_>], order: fn(&[u8], &[u8]) -> Ordering| {
         pairs.windows(2).all(|pair| matches!(pair, [(left, _), (right, _)] if order(left, right).is_lt()))
     };
@@ -160,7 +174,7 @@ fn load(bytes: &[u8]) -> Result<Loaded, FormatError> {
             (pairs, order)
         }
         Some(pairs) if sorted(&pairs, mailbox_order) => (pairs, Order::Unknown),
-        _ if replayed.len() as u64 == header.records => (replayed.into_iter().collect(), Order::Unknown),
+        _ if header.counts(replayed.len()) => (replayed.into_iter().collect(), Order::Unknown),
         _ => return Err(fault(Fault::Torn("number of records is not the one announced"))),
     };
     let map: Map = pairs.into_iter().map(|(key, value)| (key.to_vec(), value.to_vec())).collect();
@@ -258,7 +272,7 @@ fn tail(edit: &mut Edit<'_>, mark: &mut Mark, read: &mut ReadAt<'_>) -> Result<b
         }
     }
     mark.end = header.end;
-    Ok(edit.map().len() as u64 == header.records)
+    Ok(header.counts(edit.map().len()))
 }
 
 /// The neighbours of a key stand on the same sides of it in both orders.
