@@ -1,1 +1,8 @@
-//! (being written)
+//! What is to be run. `raw.rs` is what was typed (TOML file and command line, all optional); `checked.rs` is what we
+//! run on, or every fault at once. What imapd.conf knows is read from there, not asked again.
+
+mod checked;
+mod raw;
+
+pub use checked::{Compress, Config, ConfigFault, ConfigFaults, Credentials, ReplicaConfig, Secret};
+pub use raw::Raw;

@@ -1,1 +1,516 @@
-//! (being written)
+//! The engine: hints in, confirmed receipts out. It knows a `MailStore`, a `ReplicaTarget` and the state of receipts,
+//! and names no concrete one of them.
+//!
+//! `route` turns keys into items of a lane, `queue` keeps them in order, one worker thread per session takes a lane at a
+//! time, `push` works through it, `diff` (pure) says what to do. `scan` finds what changed while nobody watched.
+//!
+//! Workers are plain threads with a blocking session each: reading a mailbox and speaking to the replica alternate in
+//! one step, so a change crosses no channel between the kernel's event and the wire.
+
+pub mod diff;
+#[cfg(test)]
+mod fake;
+mod names;
+mod push;
+mod queue;
+mod rebuild;
+mod route;
+mod scan;
+#[cfg(test)]
+mod tests;
+mod verify;
+
+pub use names::Source;
+pub use queue::{Backoff, Failure, Item, Lane, QueueStats};
+pub use route::quota_lane;
+pub use scan::{ScanReport, scan};
+pub use verify::{Difference, VerifyError, VerifyReport, verify};
+
+use crate::model::{MailStore, MboxName, Notice, ReplicaError, ReplicaTarget, Step, StoreError, UniqueId};
+use crate::state::ReplicaState;
+use names::ReplicaNames;
+use push::JobError;
+use queue::{Job, Outcome, Queue};
+use serde::Serialize;
+use std::collections::{HashMap, VecDeque};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+/// What the engine tells whoever watches it.
+#[derive(Debug)]
+pub enum Event<'a> {
+    Connected {
+        replica: &'a str,
+    },
+    Disconnected {
+        replica: &'a str,
+        cause: String,
+        retry_in: Duration,
+    },
+    /// The replica confirmed it; `lag` runs from the kernel's notice.
+    Confirmed {
+        item: Item,
+        mailbox: Option<MboxName>,
+        lag: Duration,
+    },
+    Applied(&'a Step),
+    /// Dry run: this is what would be applied.
+    Planned(&'a Step),
+    Failed {
+        lane: Lane,
+        item: Item,
+        mailbox: Option<MboxName>,
+        reason: String,
+        quarantine: bool,
+    },
+    /// A mailbox of the replica that never came from this source; it is left alone.
+    Stray {
+        name: MboxName,
+        uniqueid: UniqueId,
+    },
+    /// Record-by-record comparison of one mailbox.
+    Repair {
+        mailbox: MboxName,
+        reason: String,
+    },
+    /// A mailbox of the replica is made anew; `kept` messages that only it had are in `kept_in`.
+    Rebuild {
+        mailbox: MboxName,
+        reason: String,
+        kept: usize,
+        kept_in: Option<MboxName>,
+    },
+    /// The source's list could not be read; it is tried again.
+    SourceTrouble {
+        reason: String,
+    },
+    Scanned {
+        checked: usize,
+        differ: usize,
+        elapsed: Duration,
+    },
+}
+
+/// Where events go; called from the engine's threads, so it must be quick.
+pub type EventSink = Arc<dyn Fn(&Event<'_>) + Send + Sync>;
+
+/// How an engine is to run.
+#[derive(Clone)]
+pub struct Options {
+    /// Sessions per replica.
+    pub lanes: usize,
+    pub backoff: Backoff,
+    /// Longest pause between attempts to reach a replica.
+    pub reconnect_most: Duration,
+    /// Say what would be done, change nothing.
+    pub dry_run: bool,
+    /// Give up (instead of trying for ever) when a replica cannot be used at all.
+    pub stop_on_fatal: bool,
+    /// Lift the fuse on mass removals.
+    pub allow_removals: bool,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            lanes: 4,
+            backoff: Backoff { first: Duration::from_millis(50), most: Duration::from_secs(300) },
+            reconnect_most: Duration::from_secs(30),
+            dry_run: false,
+            stop_on_fatal: false,
+            allow_removals: false,
+        }
+    }
+}
+
+/// Removals within this time count together.
+const FUSE_WINDOW: Duration = Duration::from_secs(600);
+/// So many are never suspicious.
+const FUSE_FREE: usize = 50;
+/// A session that idles this long is asked whether it is still there.
+const KEEPALIVE: Duration = Duration::from_secs(240);
+/// So many lost sessions in a row at the same item, and it is quarantined.
+const LOSSES: u32 = 3;
+
+/// What all workers of one replica share.
+struct Shared {
+    pub store: Arc<dyn MailStore>,
+    pub target: Arc<dyn ReplicaTarget>,
+    pub state: ReplicaState,
+    pub queue: Queue,
+    pub events: EventSink,
+    pub dry_run: bool,
+    allow_removals: bool,
+    names: Mutex<ReplicaNames>,
+    source: Mutex<Arc<Source>>,
+    removals: Mutex<VecDeque<Instant>>,
+    losses: Mutex<HashMap<(Lane, Item), u32>>,
+    lags: Mutex<Lags>,
+    traffic: [AtomicU64; 2],
+    connected: AtomicU64,
+    fatal: Mutex<Option<String>>,
+}
+
+#[derive(Default)]
+struct Lags {
+    confirmed: u64,
+    recent: VecDeque<Duration>,
+}
+
+/// A poisoned lock only means that another thread panicked between two statements; the data is still whole.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Shared {
+    fn names(&self) -> MutexGuard<'_, ReplicaNames> {
+        lock(&self.names)
+    }
+
+    /// The source's listing as it is now, with look-ups; made anew only when the store made a new one.
+    fn source(&self) -> Result<Arc<Source>, StoreError> {
+        let listing = self.store.listing()?;
+        let mut source = lock(&self.source);
+        if !Arc::ptr_eq(&source.listing, &listing) {
+            *source = Arc::new(Source::new(listing));
+        }
+        Ok(source.clone())
+    }
+
+    /// A second look, some moments later.
+    fn source_again(&self) -> Result<Arc<Source>, StoreError> {
+        std::thread::sleep(Duration::from_millis(10));
+        self.source()
+    }
+
+    /// Counts a removal; too many in too short a time are an accident until somebody says otherwise.
+    fn fuse(&self, name: &MboxName) -> Result<(), JobError> {
+        if self.allow_removals || self.dry_run {
+            return Ok(());
+        }
+        let now = Instant::now();
+        let mut removals = lock(&self.removals);
+        while removals.front().is_some_and(|at| now.duration_since(*at) > FUSE_WINDOW) {
+            removals.pop_front();
+        }
+        let total = self.names().len() + removals.len();
+        let limit = FUSE_FREE.max(total / 4);
+        if removals.len() >= limit {
+            return Err(JobError::Conflict(format!(
+                "{name} is not removed: {} mailboxes were removed in the last {} minutes, the fuse allows {limit}; \
+                 check the source, then run with --allow-removals",
+                removals.len(),
+                FUSE_WINDOW.as_secs() / 60
+            )));
+        }
+        removals.push_back(now);
+        Ok(())
+    }
+
+    /// True when the session was lost at this item so often that the item must be the reason.
+    fn count_loss(&self, lane: &Lane, item: &Item) -> bool {
+        let mut losses = lock(&self.losses);
+        let count = losses.entry((lane.clone(), item.clone())).or_default();
+        *count += 1;
+        if *count >= LOSSES {
+            losses.remove(&(lane.clone(), item.clone()));
+            return true;
+        }
+        false
+    }
+
+    fn lag(&self, lag: Duration) {
+        let mut lags = lock(&self.lags);
+        lags.confirmed += 1;
+        if lags.recent.len() >= 4096 {
+            lags.recent.pop_front();
+        }
+        lags.recent.push_back(lag);
+    }
+}
+
+/// Figures of one replica.
+#[derive(Clone, Debug, Serialize)]
+pub struct ReplicaStats {
+    pub replica: String,
+    pub sessions: u64,
+    #[serde(flatten)]
+    pub queue: QueueStats,
+    pub confirmed_total: u64,
+    pub lag_p50_seconds: f64,
+    pub lag_p99_seconds: f64,
+    pub sent_bytes: u64,
+    pub received_bytes: u64,
+    pub mailboxes: usize,
+    pub fatal: Option<String>,
+}
+
+/// A running engine.
+pub struct Engine {
+    replicas: Vec<Arc<Shared>>,
+    router: Option<(mpsc::Sender<route::Order>, JoinHandle<()>)>,
+    workers: Vec<JoinHandle<()>>,
+    stopping: Arc<AtomicBool>,
+}
+
+impl Engine {
+    /// Starts the workers; nothing is pushed before `scan`, `compare` or `notify` say so.
+    pub fn start(
+        store: Arc<dyn MailStore>,
+        targets: Vec<(Arc<dyn ReplicaTarget>, ReplicaState)>,
+        options: &Options,
+        events: EventSink,
+    ) -> Self {
+        let stopping = Arc::new(AtomicBool::new(false));
+        let mut workers = Vec::new();
+        let mut replicas = Vec::new();
+        for (target, state) in targets {
+            let mut names = ReplicaNames::new(store.deleted_prefix());
+            for (id, name) in state.mailboxes() {
+                names.set(&id, &name);
+            }
+            let shared = Arc::new(Shared {
+                store: store.clone(),
+                target,
+                state,
+                queue: Queue::new(options.lanes.max(1), options.backoff),
+                events: events.clone(),
+                dry_run: options.dry_run,
+                allow_removals: options.allow_removals,
+                names: Mutex::new(names),
+                source: Mutex::default(),
+                removals: Mutex::default(),
+                losses: Mutex::default(),
+                lags: Mutex::default(),
+                traffic: Default::default(),
+                connected: AtomicU64::new(0),
+                fatal: Mutex::default(),
+            });
+            for number in 0..options.lanes.max(1) {
+                let worker = Worker {
+                    shared: shared.clone(),
+                    stopping: stopping.clone(),
+                    reconnect_most: options.reconnect_most,
+                    stop_on_fatal: options.stop_on_fatal,
+                };
+                let thread = std::thread::Builder::new().name(format!("lane-{number}"));
+                workers.extend(thread.spawn(move || worker.run()));
+            }
+            replicas.push(shared);
+        }
+        let (orders, inbox) = mpsc::channel();
+        let all = replicas.clone();
+        let router = std::thread::Builder::new()
+            .name("router".into())
+            .spawn(move || route::Router::new(store, all).run(&inbox))
+            .ok()
+            .map(|thread| (orders, thread));
+        Self { replicas, router, workers, stopping }
+    }
+
+    fn order(&self, order: route::Order) {
+        if let Some((orders, _)) = &self.router {
+            let _ = orders.send(order);
+        }
+    }
+
+    /// Hands over hints from capture.
+    pub fn notify(&self, notices: Vec<Notice>) {
+        self.order(route::Order::Notices(notices));
+    }
+
+    /// A sender of hints that outlives borrows of the engine.
+    pub fn notifier(&self) -> impl Fn(Vec<Notice>) + Send + 'static + use<> {
+        let orders = self.router.as_ref().map(|(orders, _)| orders.clone());
+        move |notices| {
+            if let Some(orders) = &orders {
+                let _ = orders.send(route::Order::Notices(notices));
+            }
+        }
+    }
+
+    /// Catch-up: compares the source with the receipts and queues what differs; returns when that is done.
+    pub fn scan(&self) {
+        let (done, wait) = mpsc::channel();
+        self.order(route::Order::Scan(done));
+        let _ = wait.recv();
+    }
+
+    /// Looks at the replica afresh and compares these lanes in full.
+    pub fn compare(&self, lanes: &[Lane]) {
+        let now = Instant::now();
+        for shared in &self.replicas {
+            for lane in lanes {
+                shared.queue.push(lane.clone(), Item::Compare, now, false);
+            }
+        }
+    }
+
+    /// Queues single items.
+    pub fn queue(&self, lane: &Lane, item: &Item) {
+        for shared in &self.replicas {
+            shared.queue.push(lane.clone(), item.clone(), Instant::now(), true);
+        }
+    }
+
+    /// Waits until nothing is left but items that failed `tries` times; false on timeout or when a replica is unusable.
+    pub fn settle(&self, tries: u32, timeout: Option<Duration>) -> bool {
+        let (done, wait) = mpsc::channel();
+        self.order(route::Order::Flush(done));
+        let _ = wait.recv();
+        self.replicas.iter().all(|shared| shared.queue.wait_settled(tries, timeout) && lock(&shared.fatal).is_none())
+    }
+
+    pub fn stats(&self) -> Vec<ReplicaStats> {
+        self.replicas.iter().map(|shared| shared.stats()).collect()
+    }
+
+    /// Finishes the jobs in flight, up to `timeout`, then leaves. Receipts are durable afterwards.
+    pub fn stop(mut self, timeout: Duration) {
+        self.stopping.store(true, Ordering::Relaxed);
+        if let Some((orders, thread)) = self.router.take() {
+            drop(orders.send(route::Order::Stop));
+            drop(orders);
+            let _ = thread.join();
+        }
+        self.replicas.iter().for_each(|shared| shared.queue.close());
+        let deadline = Instant::now() + timeout;
+        while self.workers.iter().any(|worker| !worker.is_finished()) && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        for worker in self.workers.drain(..).filter(JoinHandle::is_finished) {
+            let _ = worker.join();
+        }
+        self.replicas.iter().for_each(|shared| shared.state.flush());
+    }
+}
+
+impl Shared {
+    fn stats(&self) -> ReplicaStats {
+        let (confirmed_total, mut recent) = {
+            let lags = lock(&self.lags);
+            (lags.confirmed, lags.recent.iter().copied().collect::<Vec<_>>())
+        };
+        recent.sort_unstable();
+        let at = |share: f64| {
+            let index = (recent.len() as f64 * share) as usize;
+            recent.get(index.min(recent.len().saturating_sub(1))).map_or(0.0, Duration::as_secs_f64)
+        };
+        ReplicaStats {
+            replica: self.target.name(),
+            sessions: self.connected.load(Ordering::Relaxed),
+            queue: self.queue.stats(),
+            confirmed_total,
+            lag_p50_seconds: at(0.5),
+            lag_p99_seconds: at(0.99),
+            sent_bytes: self.traffic[0].load(Ordering::Relaxed),
+            received_bytes: self.traffic[1].load(Ordering::Relaxed),
+            mailboxes: self.names().len(),
+            fatal: lock(&self.fatal).clone(),
+        }
+    }
+}
+
+struct Worker {
+    shared: Arc<Shared>,
+    stopping: Arc<AtomicBool>,
+    reconnect_most: Duration,
+    stop_on_fatal: bool,
+}
+
+type Session = Box<dyn crate::model::Replica>;
+
+impl Worker {
+    fn run(&self) {
+        let mut session: Option<Session> = None;
+        let mut counted = (0, 0);
+        loop {
+            match self.shared.queue.take(KEEPALIVE) {
+                Ok(None) => break,
+                Err(queue::IdleTimeout) => {
+                    if session.as_mut().is_some_and(|session| session.ping().is_err()) {
+                        self.drop_session(&mut session);
+                    }
+                }
+                Ok(Some(job)) => {
+                    if session.is_none() {
+                        session = self.connect();
+                        counted = (0, 0);
+                    }
+                    self.work(job, &mut session);
+                    self.count(&session, &mut counted);
+                }
+            }
+        }
+        if let Some(session) = session {
+            self.shared.connected.fetch_sub(1, Ordering::Relaxed);
+            session.close();
+        }
+    }
+
+    fn count(&self, session: &Option<Session>, counted: &mut (u64, u64)) {
+        if let Some(session) = session {
+            let now = session.traffic();
+            self.shared.traffic[0].fetch_add(now.0.saturating_sub(counted.0), Ordering::Relaxed);
+            self.shared.traffic[1].fetch_add(now.1.saturating_sub(counted.1), Ordering::Relaxed);
+            *counted = now;
+        }
+    }
+
+    fn work(&self, mut job: Job, session: &mut Option<Session>) {
+        let (outcomes, lost) = match session {
+            None => (job.items.drain(..).map(|(item, at)| (item, at, Outcome::Requeue, None)).collect(), None),
+            Some(session) => push::Pusher::new(&self.shared, &mut **session).run(&mut job),
+        };
+        if let Some(error) = lost {
+            self.trouble(&error, Duration::ZERO);
+            self.drop_session(session);
+        }
+        self.shared.queue.finish(job, outcomes);
+    }
+
+    fn drop_session(&self, session: &mut Option<Session>) {
+        if session.take().is_some() {
+            self.shared.connected.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+
+    fn trouble(&self, error: &ReplicaError, retry_in: Duration) {
+        let replica = self.shared.target.name();
+        (self.shared.events)(&Event::Disconnected { replica: &replica, cause: error.to_string(), retry_in });
+    }
+
+    /// Opens a session; keeps trying, with growing pauses, until it works or we are told to stop.
+    fn connect(&self) -> Option<Session> {
+        let mut pause = Duration::from_millis(100);
+        loop {
+            match self.shared.target.open() {
+                Ok(session) => {
+                    *lock(&self.shared.fatal) = None;
+                    self.shared.connected.fetch_add(1, Ordering::Relaxed);
+                    (self.shared.events)(&Event::Connected { replica: &self.shared.target.name() });
+                    return Some(session);
+                }
+                Err(error) => {
+                    self.trouble(&error, pause);
+                    let fatal = matches!(error, ReplicaError::Fatal(_));
+                    *lock(&self.shared.fatal) = Some(error.to_string());
+                    if self.stop_on_fatal && (fatal || pause > Duration::from_secs(2)) {
+                        self.shared.queue.close();
+                        return None;
+                    }
+                    let until = Instant::now() + pause;
+                    while Instant::now() < until {
+                        if self.stopping.load(Ordering::Relaxed) {
+                            return None;
+                        }
+                        std::thread::sleep(Duration::from_millis(20).min(pause));
+                    }
+                    pause = (pause * 2).min(self.reconnect_most);
+                }
+            }
+        }
+    }
+}

@@ -1,1 +1,11 @@
-//! (being written)
+//! What survives a restart: receipts per key and replica. Deleting it costs only a full comparison, so whatever is wrong
+//! with the file (another store's, an older format, damage) leads to a fresh one, never to a conclusion.
+//!
+//! One redb database, `state.redb`. Writes are visible to readers at once (an overlay in memory) and durable within a
+//! quarter of a second or at `flush`. A receipt that was lost by a crash only makes its mailbox be compared again.
+
+mod receipt;
+mod store;
+
+pub use receipt::{Lift, MailboxReceipt, UserReceipt};
+pub use store::{ReplicaState, State, StateError};

@@ -1,0 +1,97 @@
+//! The configuration as typed. Unknown keys are refused with their place in the file.
+
+use serde::Deserialize;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+/// `spooltap.toml`; every key may be left out. The command line overrides single values.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Raw {
+    /// Cyrus's configuration. Default `/etc/imapd.conf`.
+    pub imapd_conf: Option<PathBuf>,
+    /// Service name whose overrides in imapd.conf count (`SERVICE_key`).
+    pub service: Option<String>,
+    /// sync channel whose `CHANNEL_sync_*` options name the replica.
+    pub channel: Option<String>,
+    /// Directory of our own state. Default `/var/lib/spooltap`.
+    pub state: Option<PathBuf>,
+    /// URLs: `csync://USER@HOST:PORT`, `csync+unix:///PATH`, `file:///DIR`.
+    #[serde(default)]
+    pub replica: Vec<String>,
+    /// File that holds the password for csync replicas.
+    pub password_file: Option<PathBuf>,
+    /// SASL realm. Default: `sync_realm`.
+    pub realm: Option<String>,
+    /// `auto`, `on`, `off`. Default: `sync_compress` or `auto`.
+    pub compress: Option<String>,
+    /// Sessions per replica. Default 4.
+    pub lanes: Option<usize>,
+    /// A key is read this long after the last event for it. Default 2.
+    pub quiet_ms: Option<u64>,
+    /// … and at the latest this long after the first. Default 20.
+    pub most_ms: Option<u64>,
+    /// Time for jobs in flight at stop. Default 20.
+    pub shutdown_timeout_seconds: Option<u64>,
+    /// Read timeout of a replica's answers. Default: `sync_timeout` or 1800.
+    pub replica_timeout_seconds: Option<u64>,
+    /// Lift the fuse on mass removals.
+    pub allow_removals: Option<bool>,
+    /// Partition of the source → partition of the replica, where the names differ.
+    #[serde(default)]
+    pub partition: BTreeMap<String, String>,
+}
+
+impl Raw {
+    /// Reads a TOML file.
+    pub fn read(path: &Path) -> Result<Self, String> {
+        let text = std::fs::read_to_string(path).map_err(|error| format!("{}: {error}", path.display()))?;
+        toml::from_str(&text).map_err(|error| format!("{}: {error}", path.display()))
+    }
+
+    /// Values of `over` (the command line) win.
+    pub fn overlay(mut self, over: Self) -> Self {
+        macro_rules! take {
+            ($($field:ident),*) => { $( if over.$field.is_some() { self.$field = over.$field; } )* };
+        }
+        take!(
+            imapd_conf,
+            service,
+            channel,
+            state,
+            password_file,
+            realm,
+            compress,
+            lanes,
+            quiet_ms,
+            most_ms,
+            shutdown_timeout_seconds,
+            replica_timeout_seconds,
+            allow_removals
+        );
+        if !over.replica.is_empty() {
+            self.replica = over.replica;
+        }
+        self.partition.extend(over.partition);
+        self
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn unknown_keys_are_refused_by_name() {
+        let error = toml::from_str::<Raw>("lanes = 2\nlane = 3\n").expect_err("refused").to_string();
+        assert!(error.contains("lane"), "{error}");
+    }
+
+    #[test]
+    fn the_command_line_wins() {
+        let file: Raw = toml::from_str("lanes = 2\nreplica = [\"file:///a\"]\n").expect("parses");
+        let over = Raw { lanes: Some(3), ..Raw::default() };
+        let both = file.overlay(over);
+        assert_eq!((both.lanes, both.replica.len()), (Some(3), 1));
+    }
+}

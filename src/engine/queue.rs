@@ -1,0 +1,557 @@
+//! What still has to be compared or sent, in lanes. A lane (one user, or one top-level shared tree) has one owner at a
+//! time, so order inside a lane is order of sending. Twenty notices for one mailbox are one item: the queue is bounded
+//! by the number of mailboxes, not by traffic.
+
+use crate::model::{MboxName, QuotaRoot, UniqueId, UserId, UserPart};
+use serde::Serialize;
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::fmt;
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+/// What is kept in order.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Lane {
+    User(UserId),
+    /// Shared mailboxes below one top-level name (with its domain).
+    Shared(MboxName),
+    /// Server annotations and whatever belongs to nobody.
+    Server,
+}
+
+impl Lane {
+    /// The lane a mailbox name belongs to; a delayed-deleted name belongs to its former owner.
+    pub fn of(name: &MboxName, deleted_prefix: &[u8]) -> Self {
+        let live = name.without_deleted(deleted_prefix);
+        let name = live.as_ref().unwrap_or(name);
+        if let Some(user) = name.owner() {
+            return Self::User(user);
+        }
+        let (domain, _) = name.domain_and_local();
+        let mut top = domain.map(|domain| [domain, b"!"].concat()).unwrap_or_default();
+        top.extend_from_slice(name.components().next().unwrap_or_default());
+        Self::Shared(top.into())
+    }
+}
+
+impl fmt::Display for Lane {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::User(user) => write!(f, "user {user}"),
+            Self::Shared(top) => write!(f, "shared {top}"),
+            Self::Server => f.write_str("server"),
+        }
+    }
+}
+
+/// One thing in a lane that may differ.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Item {
+    /// Look at the replica afresh and compare everything of the lane.
+    Compare,
+    Mailbox(UniqueId),
+    Quota(QuotaRoot),
+    Meta(UserPart),
+    ServerAnnotations,
+}
+
+impl fmt::Display for Item {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Compare => f.write_str("compare"),
+            Self::Mailbox(id) => write!(f, "mailbox {id}"),
+            Self::Quota(root) => write!(f, "quota {root}"),
+            Self::Meta(part) => write!(f, "{}", format!("{part:?}").to_lowercase()),
+            Self::ServerAnnotations => f.write_str("server annotations"),
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Pending {
+    seen_at: Instant,
+    live: bool,
+}
+
+/// Work handed to one worker: it owns the lane until `finish`.
+#[derive(Debug)]
+pub struct Job {
+    pub lane: Lane,
+    pub items: Vec<(Item, Instant)>,
+    pub live: bool,
+    extras: Vec<Lane>,
+}
+
+/// What became of an item.
+#[derive(Debug)]
+pub enum Outcome {
+    Done,
+    /// Not reached, or the connection went: at once, with its old age.
+    Requeue,
+    /// Needs this other lane as well; it was busy.
+    Needs(Lane),
+    /// Failed; again after a growing pause. `quarantine`: nothing temporary, an admin should know.
+    Failed {
+        reason: String,
+        quarantine: bool,
+    },
+}
+
+/// An item that failed and waits for its next try.
+#[derive(Clone, Debug, Serialize)]
+pub struct Failure {
+    pub lane: String,
+    pub item: String,
+    pub mailbox: Option<String>,
+    pub reason: String,
+    pub tries: u32,
+    /// Not a passing trouble: it was refused or is damaged.
+    pub quarantined: bool,
+    #[serde(skip)]
+    pub next_try: Option<Instant>,
+}
+
+struct Waiting {
+    failure: Failure,
+    seen_at: Instant,
+    not_before: Instant,
+}
+
+#[derive(Default)]
+struct Inner {
+    pending: HashMap<Lane, BTreeMap<Item, Pending>>,
+    live: VecDeque<Lane>,
+    bulk: VecDeque<Lane>,
+    /// Lanes in one of the two ready lists.
+    ready: HashSet<Lane>,
+    busy: HashSet<Lane>,
+    running: HashMap<Lane, Vec<(Item, Instant)>>,
+    running_bulk: usize,
+    /// Failed items with their backoff, and whether they are waiting (not pending again).
+    failed: HashMap<(Lane, Item), Waiting>,
+    closed: bool,
+    hold: bool,
+}
+
+/// Pauses between tries of a failed item.
+#[derive(Clone, Copy, Debug)]
+pub struct Backoff {
+    pub first: Duration,
+    pub most: Duration,
+}
+
+impl Backoff {
+    /// Doubling from the first pause to the longest.
+    pub fn pause(self, tries: u32) -> Duration {
+        self.first.saturating_mul(1 << tries.saturating_sub(1).min(16)).min(self.most)
+    }
+}
+
+/// The queue of one replica.
+pub struct Queue {
+    inner: Mutex<Inner>,
+    wake: Condvar,
+    workers: usize,
+    backoff: Backoff,
+}
+
+/// A short look at the queue.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct QueueStats {
+    /// Items waiting or running; failed ones that wait for their next try are not among them.
+    pub pending: usize,
+    pub running: usize,
+    /// Age of the oldest of those, failed ones included: never lower than the truth.
+    pub oldest_seconds: f64,
+    pub failed: Vec<Failure>,
+}
+
+impl Queue {
+    pub fn new(workers: usize, backoff: Backoff) -> Self {
+        Self { inner: Mutex::default(), wake: Condvar::new(), workers, backoff }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Adds an item. `live`: a change somebody waits for; otherwise bulk work that must not delay it.
+    pub fn push(&self, lane: Lane, item: Item, seen_at: Instant, live: bool) {
+        let mut inner = self.lock();
+        // A new hint for a failed item is a reason to try again at once, but not to forget the count.
+        if live
+            && let Some(waiting) = inner.failed.get_mut(&(lane.clone(), item.clone()))
+            && !waiting.failure.quarantined
+        {
+            waiting.not_before = seen_at;
+        }
+        inner.add(lane, item, Pending { seen_at, live });
+        drop(inner);
+        self.wake.notify_one();
+    }
+
+    /// While held, nothing is handed out: used while a batch of related items is being pushed.
+    pub fn hold(&self, hold: bool) {
+        self.lock().hold = hold;
+        self.wake.notify_all();
+    }
+
+    /// The next job; blocks. `None` once closed. Returns `Err(())` after `idle` without work.
+    pub fn take(&self, idle: Duration) -> Result<Option<Job>, IdleTimeout> {
+        let started = Instant::now();
+        let mut inner = self.lock();
+        loop {
+            if inner.closed {
+                return Ok(None);
+            }
+            let now = Instant::now();
+            inner.revive(now);
+            if !inner.hold
+                && let Some(job) = inner.next_job(self.workers)
+            {
+                return Ok(Some(job));
+            }
+            let idle_left = idle.saturating_sub(now.duration_since(started));
+            if idle_left.is_zero() {
+                return Err(IdleTimeout);
+            }
+            let wait = inner
+                .failed
+                .values()
+                .map(|waiting| waiting.not_before)
+                .filter(|at| *at > now)
+                .min()
+                .map_or(idle_left, |at| at.duration_since(now).min(idle_left));
+            let (guard, _) = self.wake.wait_timeout(inner, wait).unwrap_or_else(PoisonError::into_inner);
+            inner = guard;
+        }
+    }
+
+    /// Takes one more lane for a running job, if nobody has it.
+    pub fn try_extra(&self, job: &mut Job, lane: &Lane) -> bool {
+        if job.lane == *lane || job.extras.contains(lane) {
+            return true;
+        }
+        let mut inner = self.lock();
+        if !inner.busy.insert(lane.clone()) {
+            return false;
+        }
+        job.extras.push(lane.clone());
+        true
+    }
+
+    /// Gives the lanes back and says what became of each item.
+    pub fn finish(&self, job: Job, outcomes: Vec<(Item, Instant, Outcome, Option<MboxName>)>) {
+        let mut inner = self.lock();
+        inner.running.remove(&job.lane);
+        if !job.live {
+            inner.running_bulk = inner.running_bulk.saturating_sub(1);
+        }
+        inner.busy.remove(&job.lane);
+        for lane in &job.extras {
+            inner.busy.remove(lane);
+            inner.requeue_lane(lane.clone());
+        }
+        let now = Instant::now();
+        for (item, seen_at, outcome, mailbox) in outcomes {
+            let key = (job.lane.clone(), item.clone());
+            match outcome {
+                Outcome::Done => {
+                    inner.failed.remove(&key);
+                }
+                Outcome::Requeue => {
+                    if let Some(waiting) = inner.failed.get_mut(&key) {
+                        waiting.not_before = now;
+                    }
+                    inner.add(job.lane.clone(), item, Pending { seen_at, live: job.live });
+                }
+                Outcome::Needs(lane) => {
+                    // Whoever owns that lane gets to it; the item waits a moment and tries again.
+                    let failure = Failure {
+                        lane: job.lane.to_string(),
+                        item: item.to_string(),
+                        mailbox: mailbox.map(|name| name.to_string()),
+                        reason: format!("waits for {lane}"),
+                        tries: 0,
+                        quarantined: false,
+                        next_try: None,
+                    };
+                    inner.failed.insert(key, Waiting { failure, seen_at, not_before: now + Duration::from_millis(2) });
+                }
+                Outcome::Failed { reason, quarantine } => {
+                    let tries = inner.failed.get(&key).map_or(0, |waiting| waiting.failure.tries) + 1;
+                    let not_before = now + self.backoff.pause(tries);
+                    let failure = Failure {
+                        lane: job.lane.to_string(),
+                        item: item.to_string(),
+                        mailbox: mailbox.map(|name| name.to_string()),
+                        reason,
+                        tries,
+                        quarantined: quarantine,
+                        next_try: Some(not_before),
+                    };
+                    inner.failed.insert(key, Waiting { failure, seen_at, not_before });
+                }
+            }
+        }
+        inner.requeue_lane(job.lane);
+        drop(inner);
+        self.wake.notify_all();
+    }
+
+    /// Waits until idle and nothing waits that has not failed at least `tries` times; false on timeout.
+    pub fn wait_settled(&self, tries: u32, timeout: Option<Duration>) -> bool {
+        let deadline = timeout.map(|timeout| Instant::now() + timeout);
+        let mut inner = self.lock();
+        loop {
+            let settled = inner.pending.is_empty()
+                && inner.running.is_empty()
+                && inner
+                    .failed
+                    .values()
+                    .all(|w| w.failure.tries >= tries || w.failure.quarantined && w.failure.tries > 0);
+            if settled || inner.closed {
+                return settled;
+            }
+            let now = Instant::now();
+            if deadline.is_some_and(|deadline| now >= deadline) {
+                return false;
+            }
+            let wait =
+                deadline.map_or(Duration::from_millis(50), |deadline| deadline - now).min(Duration::from_millis(50));
+            let (guard, _) = self.wake.wait_timeout(inner, wait).unwrap_or_else(PoisonError::into_inner);
+            inner = guard;
+        }
+    }
+
+    pub fn stats(&self) -> QueueStats {
+        let inner = self.lock();
+        let now = Instant::now();
+        let pending = inner.pending.values().flat_map(|items| items.values().map(|pending| pending.seen_at));
+        let running = inner.running.values().flatten().map(|(_, seen_at)| *seen_at);
+        let failed = inner.failed.values().map(|waiting| waiting.seen_at);
+        let oldest = pending.chain(running).chain(failed).min();
+        QueueStats {
+            pending: inner.pending.values().map(BTreeMap::len).sum(),
+            running: inner.running.values().map(Vec::len).sum(),
+            oldest_seconds: oldest.map_or(0.0, |at| now.duration_since(at).as_secs_f64()),
+            failed: inner
+                .failed
+                .values()
+                .filter(|waiting| waiting.failure.tries > 0)
+                .map(|waiting| waiting.failure.clone())
+                .collect(),
+        }
+    }
+
+    /// No more jobs are handed out; running ones may finish.
+    pub fn close(&self) {
+        self.lock().closed = true;
+        self.wake.notify_all();
+    }
+}
+
+/// `take` waited its whole time for nothing; a good moment to keep a session alive.
+#[derive(Debug)]
+pub struct IdleTimeout;
+
+impl Inner {
+    fn add(&mut self, lane: Lane, item: Item, new: Pending) {
+        let items = self.pending.entry(lane.clone()).or_default();
+        items
+            .entry(item)
+            .and_modify(|old| {
+                old.seen_at = old.seen_at.min(new.seen_at);
+                old.live |= new.live;
+            })
+            .or_insert(new);
+        if new.live && self.ready.contains(&lane) && self.bulk.contains(&lane) {
+            self.bulk.retain(|other| *other != lane);
+            self.ready.remove(&lane);
+        }
+        self.requeue_lane(lane);
+    }
+
+    fn requeue_lane(&mut self, lane: Lane) {
+        let Some(items) = self.pending.get(&lane) else { return };
+        if items.is_empty() {
+            self.pending.remove(&lane);
+            return;
+        }
+        let live = items.values().any(|pending| pending.live);
+        if self.ready.insert(lane.clone()) {
+            if live { self.live.push_back(lane) } else { self.bulk.push_back(lane) }
+        }
+    }
+
+    /// Failed items whose pause is over become pending again.
+    fn revive(&mut self, now: Instant) {
+        let due: Vec<_> =
+            self.failed.iter().filter(|(_, w)| w.not_before <= now).map(|(key, w)| (key.clone(), w.seen_at)).collect();
+        for ((lane, item), seen_at) in due {
+            if self.running.get(&lane).is_some_and(|items| items.iter().any(|(running, _)| *running == item)) {
+                continue;
+            }
+            if let Some(waiting) = self.failed.get_mut(&(lane.clone(), item.clone())) {
+                // Parked far away until `finish` says how this try went.
+                waiting.not_before = now + Duration::from_secs(3600);
+            }
+            self.add(lane, item, Pending { seen_at, live: true });
+        }
+    }
+
+    fn next_job(&mut self, workers: usize) -> Option<Job> {
+        // One worker is always kept free of bulk work, so that small changes overtake it.
+        let bulk_allowed = workers == 1 || self.running_bulk + 1 < workers;
+        let live = self.live.iter().position(|lane| !self.busy.contains(lane));
+        let (lane, live) = match live {
+            Some(at) => (self.live.remove(at)?, true),
+            None if bulk_allowed => {
+                let at = self.bulk.iter().position(|lane| !self.busy.contains(lane))?;
+                (self.bulk.remove(at)?, false)
+            }
+            None => return None,
+        };
+        self.ready.remove(&lane);
+        let now = Instant::now();
+        let mut taken = Vec::new();
+        let items = self.pending.remove(&lane)?;
+        for (item, pending) in items {
+            // An item in its pause keeps waiting, whatever else its lane does.
+            match self.failed.get_mut(&(lane.clone(), item.clone())) {
+                Some(waiting) if waiting.failure.tries > 0 && waiting.not_before > now && !pending.live => {
+                    waiting.seen_at = waiting.seen_at.min(pending.seen_at);
+                }
+                _ => taken.push((item, pending.seen_at)),
+            }
+        }
+        if taken.is_empty() {
+            return None;
+        }
+        self.busy.insert(lane.clone());
+        self.running.insert(lane.clone(), taken.clone());
+        if !live {
+            self.running_bulk += 1;
+        }
+        Some(Job { lane, items: taken, live, extras: Vec::new() })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SOON: Duration = Duration::from_millis(20);
+
+    fn queue(workers: usize) -> Queue {
+        Queue::new(workers, Backoff { first: Duration::from_millis(5), most: Duration::from_millis(40) })
+    }
+
+    fn user(name: &str) -> Lane {
+        Lane::User(name.into())
+    }
+
+    fn mailbox(id: &str) -> Item {
+        Item::Mailbox(id.into())
+    }
+
+    fn take(queue: &Queue) -> Option<Job> {
+        queue.take(SOON).ok().flatten()
+    }
+
+    fn done(job: &Job) -> Vec<(Item, Instant, Outcome, Option<MboxName>)> {
+        job.items.iter().map(|(item, at)| (item.clone(), *at, Outcome::Done, None)).collect()
+    }
+
+    #[test]
+    fn twenty_notices_for_one_mailbox_are_one_item_with_the_oldest_age() {
+        let queue = queue(2);
+        let first = Instant::now();
+        for n in 0..20 {
+            queue.push(user("a"), mailbox("x"), first + Duration::from_millis(n), true);
+        }
+        let job = take(&queue).expect("a job");
+        assert_eq!(job.items, [(mailbox("x"), first)]);
+        queue.finish(job, vec![(mailbox("x"), first, Outcome::Done, None)]);
+        assert!(queue.wait_settled(1, Some(SOON)));
+    }
+
+    #[test]
+    fn a_lane_has_one_owner_and_what_arrives_meanwhile_waits() {
+        let queue = queue(2);
+        queue.push(user("a"), mailbox("x"), Instant::now(), true);
+        let job = take(&queue).expect("a job");
+        queue.push(user("a"), mailbox("y"), Instant::now(), true);
+        assert!(take(&queue).is_none());
+        queue.push(user("b"), mailbox("z"), Instant::now(), true);
+        let other = take(&queue).expect("another lane goes on");
+        assert_eq!(other.lane, user("b"));
+        let outcomes = done(&job);
+        queue.finish(job, outcomes);
+        assert_eq!(take(&queue).expect("the later item").items[0].0, mailbox("y"));
+    }
+
+    #[test]
+    fn live_work_overtakes_bulk_and_bulk_never_takes_all_workers() {
+        let queue = queue(2);
+        queue.push(user("a"), mailbox("1"), Instant::now(), false);
+        queue.push(user("b"), mailbox("2"), Instant::now(), false);
+        queue.push(user("c"), mailbox("3"), Instant::now(), true);
+        assert_eq!(take(&queue).expect("live first").lane, user("c"));
+        assert_eq!(take(&queue).expect("one bulk").lane, user("a"));
+        assert!(take(&queue).is_none(), "the second bulk job has to wait");
+    }
+
+    #[test]
+    fn a_failing_item_backs_off_and_its_neighbours_go_on() {
+        let queue = queue(2);
+        queue.push(user("a"), mailbox("bad"), Instant::now(), true);
+        let job = take(&queue).expect("a job");
+        let at = job.items[0].1;
+        let failed = Outcome::Failed { reason: "crc".into(), quarantine: true };
+        queue.finish(job, vec![(mailbox("bad"), at, failed, None)]);
+        queue.push(user("a"), mailbox("good"), Instant::now(), true);
+        assert_eq!(take(&queue).map(|job| job.items.len()), Some(1));
+        let stats = queue.stats();
+        assert_eq!((stats.failed.len(), stats.failed[0].tries), (1, 1));
+        assert!(stats.failed[0].quarantined);
+    }
+
+    #[test]
+    fn a_failed_item_comes_back_by_itself_and_success_clears_it() {
+        let queue = queue(2);
+        queue.push(user("a"), mailbox("x"), Instant::now(), true);
+        for tries in 1..4 {
+            let job = queue.take(Duration::from_secs(1)).expect("in time").expect("a job");
+            let at = job.items[0].1;
+            queue.finish(
+                job,
+                vec![(mailbox("x"), at, Outcome::Failed { reason: "no".into(), quarantine: false }, None)],
+            );
+            assert_eq!(queue.stats().failed[0].tries, tries);
+        }
+        let job = queue.take(Duration::from_secs(1)).expect("in time").expect("a job");
+        let outcomes = done(&job);
+        queue.finish(job, outcomes);
+        assert!(queue.stats().failed.is_empty());
+        assert!(queue.wait_settled(1, Some(SOON)));
+    }
+
+    #[test]
+    fn a_second_lane_can_be_taken_only_when_free() {
+        let queue = queue(3);
+        queue.push(user("a"), mailbox("x"), Instant::now(), true);
+        queue.push(user("b"), mailbox("y"), Instant::now(), true);
+        let mut a = take(&queue).expect("a");
+        let b = take(&queue).expect("b");
+        assert!(!queue.try_extra(&mut a, &user("b")));
+        let outcomes = done(&b);
+        queue.finish(b, outcomes);
+        assert!(queue.try_extra(&mut a, &user("b")));
+        queue.push(user("b"), mailbox("z"), Instant::now(), true);
+        assert!(take(&queue).is_none(), "b belongs to a's job");
+        let outcomes = done(&a);
+        queue.finish(a, outcomes);
+        assert_eq!(take(&queue).expect("b again").lane, user("b"));
+    }
+}

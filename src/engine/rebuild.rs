@@ -1,0 +1,91 @@
+//! A mailbox on the replica that cannot take the source's content is made anew. Mail that only the replica has is put
+//! into a mailbox of its own beside it first, by hard links over there, and is never touched again.
+
+use super::Event;
+use super::push::{JobError, Pusher};
+use crate::model::{
+    MailboxEntry, MailboxHead, MailboxSnapshot, MailboxView, MboxName, ModSeq, Record, Step, Uid, UniqueId,
+};
+
+/// Saves `only_there` into `NAME.replica-only-HASH` and removes the mailbox, identified by its uniqueid.
+///
+/// Name and uniqueid of the rescue mailbox come from its content, so a rebuild that was interrupted and is repeated
+/// makes the same one again.
+pub(super) fn rebuild(
+    pusher: &mut Pusher<'_>,
+    entry: &MailboxEntry,
+    full: &MailboxView,
+    reason: &str,
+    only_there: &[Record],
+) -> Result<(), JobError> {
+    let mut kept = None;
+    if !only_there.is_empty() {
+        let snapshot = rescue_mailbox(entry, full, only_there);
+        let crcs = super::diff::crcs(&snapshot, &pusher.caps);
+        let bodies = super::diff::wanted_bodies(&snapshot.records, Uid(0)).collect();
+        let update = crate::model::MailboxUpdate {
+            head: snapshot.head.clone(),
+            crcs,
+            since: None,
+            user_flags: snapshot.user_flags.clone(),
+            annotations: Vec::new(),
+            records: snapshot.records,
+            bodies,
+            reserve_from: vec![full.head.name.clone()],
+            create: true,
+        };
+        kept = Some(update.head.name.clone());
+        pusher.apply_step(&Step::Mailbox(Box::new(update)))?;
+    }
+    (pusher.shared.events)(&Event::Rebuild {
+        mailbox: entry.name.clone(),
+        reason: reason.to_owned(),
+        kept: only_there.len(),
+        kept_in: kept,
+    });
+    pusher.shared.fuse(&entry.name)?;
+    pusher.apply_step(&Step::Remove { uniqueid: entry.uniqueid.clone(), name: entry.name.clone() })
+}
+
+fn rescue_mailbox(entry: &MailboxEntry, full: &MailboxView, only_there: &[Record]) -> MailboxSnapshot {
+    let mut hash = blake3::Hasher::new();
+    hash.update(entry.uniqueid.as_bytes());
+    only_there.iter().for_each(|record| {
+        hash.update(&record.guid.0);
+    });
+    let hex = hash.finalize().to_hex();
+    let short = hex.get(..8).unwrap_or("00000000");
+    let name: MboxName = [entry.name.as_bytes(), b".replica-only-", short.as_bytes()].concat().into();
+    let records: Vec<Record> = only_there
+        .iter()
+        .zip(1u32..)
+        .map(|(record, uid)| Record {
+            uid: Uid(uid),
+            modseq: ModSeq(u64::from(uid) + 1),
+            createdmodseq: ModSeq(0),
+            cid: 0,
+            ..record.clone()
+        })
+        .collect();
+    let last = records.last().map_or(Uid(0), |record| record.uid);
+    MailboxSnapshot {
+        head: MailboxHead {
+            uniqueid: UniqueId::new(hex.get(..24).unwrap_or(&hex)),
+            name,
+            last_uid: last,
+            highestmodseq: ModSeq(u64::from(last.0) + 1),
+            recentuid: Uid(0),
+            createdmodseq: ModSeq(1),
+            foldermodseq: ModSeq(1),
+            partition: full.head.partition.clone(),
+            acl: full.head.acl.clone(),
+            options: full.head.options,
+            uidvalidity: full.head.uidvalidity,
+            ..MailboxHead::default()
+        },
+        user_flags: full.user_flags.clone(),
+        records,
+        minor_version: 17,
+        ..MailboxSnapshot::default()
+    }
+}

@@ -1,0 +1,394 @@
+//! The engine with a source and a replica in memory: names, conflicts, cuts, random histories.
+
+use super::fake::{Content, FakeStore, FakeTarget};
+use super::*;
+use crate::model::*;
+use crate::state::State;
+use proptest::prelude::*;
+use std::collections::BTreeMap;
+
+struct Rig {
+    store: Arc<FakeStore>,
+    target: Arc<FakeTarget>,
+    engine: Option<Engine>,
+    state: Option<State>,
+    dir: tempfile::TempDir,
+}
+
+impl Rig {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let mut rig = Self { store: Arc::default(), target: Arc::default(), engine: None, state: None, dir };
+        rig.start();
+        rig
+    }
+
+    fn start(&mut self) {
+        let state = State::open(self.dir.path(), "fake").expect("state");
+        let options = super::Options {
+            lanes: 2,
+            backoff: Backoff { first: Duration::from_millis(1), most: Duration::from_millis(5) },
+            ..super::Options::default()
+        };
+        let store: Arc<dyn MailStore> = self.store.clone();
+        let target: Arc<dyn ReplicaTarget> = self.target.clone();
+        let targets = vec![(target, state.replica("fake"))];
+        self.state = Some(state);
+        self.engine = Some(Engine::start(store, targets, &options, Arc::new(|_| {})));
+    }
+
+    fn engine(&self) -> &Engine {
+        self.engine.as_ref().expect("runs")
+    }
+
+    /// Tells the engine what a watcher would, and waits.
+    fn sync(&self) {
+        self.notice(DirtyKey::MailboxList);
+        let ids: Vec<_> = self.store.0.lock().expect("lock").mailboxes.keys().cloned().collect();
+        for id in ids {
+            self.notice(DirtyKey::Mailbox(MailboxRef::Id(id)));
+        }
+        self.notice(DirtyKey::AllQuotas);
+        assert!(self.engine().settle(8, Some(Duration::from_secs(10))), "{:?}", self.engine().stats());
+    }
+
+    fn notice(&self, key: DirtyKey) {
+        self.engine().notify(vec![Notice { key, seen_at: Instant::now() }]);
+    }
+
+    /// Names, uniqueids, uids and flags of both sides.
+    fn differences(&self) -> Vec<String> {
+        type Seen = BTreeMap<String, (String, Vec<(u32, u32, MessageGuid)>)>;
+        let see = |head: &MailboxHead, records: &[Record]| {
+            let live = records.iter().filter(|record| !record.is_expunged());
+            let live = live.map(|record| (record.uid.0, record.system_flags.0, record.guid)).collect();
+            (head.name.to_string(), (head.uniqueid.to_string(), live))
+        };
+        let source: Seen =
+            self.store.0.lock().expect("lock").mailboxes.values().map(|m| see(&m.head, &m.records)).collect();
+        let held = self.target.held.lock().expect("lock");
+        let replica: Seen =
+            held.mailboxes.values().map(|m| see(&m.head, m.records.as_deref().unwrap_or_default())).collect();
+        let mut out = Vec::new();
+        for name in source.keys().chain(replica.keys()) {
+            if source.get(name) != replica.get(name) {
+                out.push(format!("{name}: source {:?}, replica {:?}", source.get(name), replica.get(name)));
+            }
+        }
+        out.extend(self.engine().stats()[0].queue.failed.iter().map(|failure| format!("{failure:?}")));
+        out
+    }
+
+    fn assert_equal(&self) {
+        assert_eq!(self.differences(), Vec::<String>::new());
+    }
+}
+
+fn make(content: &mut Content, id: &str, name: &str, messages: u32) {
+    let mut mailbox = MailboxSnapshot {
+        head: MailboxHead {
+            uniqueid: id.into(),
+            name: name.into(),
+            partition: "default".into(),
+            uidvalidity: 1,
+            highestmodseq: ModSeq(1),
+            ..MailboxHead::default()
+        },
+        minor_version: 17,
+        ..MailboxSnapshot::default()
+    };
+    (0..messages).for_each(|_| append(&mut mailbox));
+    content.mailboxes.insert(id.into(), mailbox);
+}
+
+fn append(mailbox: &mut MailboxSnapshot) {
+    let head = &mut mailbox.head;
+    head.last_uid.0 += 1;
+    head.highestmodseq.0 += 1;
+    let text = format!("{} {}", head.uniqueid, head.last_uid.0);
+    let mut guid = [0; 20];
+    guid.copy_from_slice(&blake3::hash(text.as_bytes()).as_bytes()[..20]);
+    mailbox.records.push(Record {
+        uid: head.last_uid,
+        modseq: head.highestmodseq,
+        last_updated: 1_600_000_000,
+        size: 10,
+        guid: MessageGuid(guid),
+        ..Record::default()
+    });
+}
+
+fn flag(mailbox: &mut MailboxSnapshot, at: usize, bits: u32) {
+    let count = mailbox.records.len();
+    let Some(record) = mailbox.records.get_mut(at % count.max(1)).filter(|record| !record.is_expunged()) else {
+        return;
+    };
+    mailbox.head.highestmodseq.0 += 1;
+    record.modseq = mailbox.head.highestmodseq;
+    record.system_flags.0 ^= bits;
+}
+
+fn rename(content: &mut Content, id: &str, to: &str) {
+    let mailbox = content.mailboxes.get_mut(&UniqueId::from(id)).expect("is there");
+    mailbox.head.name = to.into();
+    mailbox.head.highestmodseq.0 += 1;
+}
+
+#[test]
+fn names_are_freed_before_they_are_taken() {
+    let rig = Rig::new();
+    rig.store.change(|content| {
+        for user in ["a", "b"] {
+            make(content, &format!("inbox-{user}"), &format!("user.{user}"), 2);
+        }
+        make(content, "1", "user.a.one", 1);
+        make(content, "2", "user.a.two", 2);
+        make(content, "3", "user.b.three", 3);
+        make(content, "4", "news.x", 1);
+    });
+    rig.sync();
+    rig.assert_equal();
+    // A chain, a swap, a move between users and one into a shared tree, all seen at once.
+    rig.store.change(|content| {
+        rename(content, "1", "user.b.three");
+        rename(content, "3", "user.a.two");
+        rename(content, "2", "user.a.one");
+        rename(content, "4", "user.b.news");
+    });
+    rig.sync();
+    rig.assert_equal();
+    rig.store.change(|content| {
+        rename(content, "1", "user.a.one");
+        rename(content, "2", "user.b.three");
+    });
+    rig.sync();
+    rig.assert_equal();
+    assert_eq!(rig.target.held.lock().expect("lock").bodies_received, 11, "nothing was sent twice");
+}
+
+#[test]
+fn a_deleted_and_recreated_name_is_another_mailbox() {
+    let rig = Rig::new();
+    rig.store.change(|content| {
+        make(content, "i", "user.a", 1);
+        make(content, "old", "user.a.x", 3);
+    });
+    rig.sync();
+    rig.store.change(|content| {
+        content.mailboxes.remove(&UniqueId::from("old"));
+        make(content, "new", "user.a.x", 1);
+    });
+    rig.sync();
+    rig.assert_equal();
+}
+
+#[test]
+fn what_only_the_replica_has_is_left_alone() {
+    let rig = Rig::new();
+    let mut other = Content::default();
+    make(&mut other, "i", "user.a", 1);
+    make(&mut other, "stray", "user.a.kept", 2);
+    for mailbox in other.mailboxes.values() {
+        let mut view = MailboxView { head: mailbox.head.clone(), ..MailboxView::default() };
+        view.records = Some(mailbox.records.clone());
+        let crcs = diff::crcs(mailbox, &super::fake::CAPS);
+        (view.crc_basic, view.crc_annot) = (Some(crcs.basic), Some(crcs.annot));
+        rig.target.held.lock().expect("lock").mailboxes.insert(mailbox.head.name.clone(), view);
+    }
+    rig.store.change(|content| make(content, "i", "user.a", 3));
+    rig.sync();
+    assert_eq!(rig.differences().len(), 1, "{:?}", rig.differences());
+    assert!(rig.target.held.lock().expect("lock").mailboxes.contains_key(&MboxName::from("user.a.kept")));
+    // A name held by mail that is not ours is a conflict for that mailbox alone.
+    rig.store.change(|content| {
+        make(content, "mine", "user.a.kept", 1);
+        make(content, "other", "user.a.other", 1);
+    });
+    rig.notice(DirtyKey::MailboxList);
+    rig.engine().settle(2, Some(Duration::from_secs(5)));
+    let stats = rig.engine().stats();
+    assert!(stats[0].queue.failed.iter().any(|failure| failure.quarantined && failure.reason.contains("taken")));
+    assert!(rig.target.held.lock().expect("lock").mailboxes.contains_key(&MboxName::from("user.a.other")));
+}
+
+#[test]
+fn one_bad_mailbox_stops_nobody() {
+    let rig = Rig::new();
+    rig.target.held.lock().expect("lock").refuse.insert("user.a.bad".into());
+    rig.store.change(|content| {
+        make(content, "i", "user.a", 1);
+        make(content, "bad", "user.a.bad", 1);
+        make(content, "good", "user.a.good", 1);
+        make(content, "j", "user.b", 1);
+    });
+    rig.notice(DirtyKey::MailboxList);
+    rig.engine().settle(2, Some(Duration::from_secs(5)));
+    assert_eq!(rig.target.held.lock().expect("lock").mailboxes.len(), 3);
+    rig.target.held.lock().expect("lock").refuse.clear();
+    std::thread::sleep(Duration::from_millis(20));
+    assert!(rig.engine().settle(1, Some(Duration::from_secs(5))));
+    rig.assert_equal();
+}
+
+#[test]
+fn a_mass_removal_trips_the_fuse() {
+    let rig = Rig::new();
+    rig.store.change(|content| {
+        make(content, "i", "user.a", 1);
+        (0..200).for_each(|n| make(content, &format!("m{n}"), &format!("user.a.m{n}"), 0));
+    });
+    rig.sync();
+    rig.store.change(|content| content.mailboxes.retain(|id, _| *id == UniqueId::from("i")));
+    rig.notice(DirtyKey::MailboxList);
+    rig.engine().settle(1, Some(Duration::from_secs(1)));
+    let left = rig.target.held.lock().expect("lock").mailboxes.len();
+    assert!((150..=152).contains(&left), "{left} mailboxes are left");
+    assert!(rig.engine().stats()[0].queue.failed.iter().all(|failure| failure.reason.contains("fuse")));
+}
+
+#[test]
+fn changes_made_on_the_replica_are_overruled_and_its_mail_is_kept() {
+    let rig = Rig::new();
+    rig.store.change(|content| {
+        make(content, "i", "user.a", 3);
+        make(content, "f", "user.a.f", 3);
+    });
+    rig.sync();
+    {
+        let mut held = rig.target.held.lock().expect("lock");
+        let inbox = held.mailboxes.get_mut(&MboxName::from("user.a")).expect("there");
+        inbox.head.highestmodseq.0 += 3;
+        let modseq = inbox.head.highestmodseq;
+        let record = &mut inbox.records.as_mut().expect("records")[0];
+        record.modseq = modseq;
+        record.system_flags.0 |= SystemFlags::FLAGGED;
+        let folder = held.mailboxes.get_mut(&MboxName::from("user.a.f")).expect("there");
+        folder.head.last_uid.0 += 1;
+        folder.head.highestmodseq.0 += 1;
+        let mut record = folder.records.as_ref().expect("records")[0].clone();
+        record.uid = folder.head.last_uid;
+        record.guid = MessageGuid([9; 20]);
+        folder.records.as_mut().expect("records").push(record);
+    }
+    rig.store.change(|content| content.mailboxes.values_mut().for_each(append));
+    rig.sync();
+    let held = rig.target.held.lock().expect("lock");
+    let names: Vec<String> = held.mailboxes.keys().map(ToString::to_string).collect();
+    assert_eq!(names.len(), 3, "{names:?}");
+    let kept = held.mailboxes.values().find(|view| view.head.name.to_string().contains("replica-only")).expect("kept");
+    assert_eq!(kept.records.as_ref().expect("records")[0].guid, MessageGuid([9; 20]));
+    let inbox = &held.mailboxes[&MboxName::from("user.a")];
+    assert_eq!(inbox.records.as_ref().expect("records")[0].system_flags.0 & SystemFlags::FLAGGED, 0);
+    drop(held);
+    // And the next ordinary change goes the ordinary way.
+    rig.store.change(|content| flag(content.mailboxes.get_mut(&UniqueId::from("i")).expect("i"), 1, SystemFlags::SEEN));
+    rig.sync();
+    assert_eq!(rig.differences().len(), 1, "{:?}", rig.differences());
+}
+
+#[derive(Clone, Debug)]
+enum Change {
+    Make(u8, u8),
+    Append(u8),
+    Flag(u8, u8),
+    Expunge(u8, u8),
+    Rename(u8, u8, u8),
+    Delete(u8),
+    Cut(u8),
+    Restart,
+    Sync,
+}
+
+fn change() -> impl Strategy<Value = Change> {
+    prop_oneof![
+        2 => (0..3u8, 0..6u8).prop_map(|(user, name)| Change::Make(user, name)),
+        4 => any::<u8>().prop_map(Change::Append),
+        3 => any::<(u8, u8)>().prop_map(|(mailbox, at)| Change::Flag(mailbox, at)),
+        2 => any::<(u8, u8)>().prop_map(|(mailbox, at)| Change::Expunge(mailbox, at)),
+        3 => (any::<u8>(), 0..3u8, 0..6u8).prop_map(|(mailbox, user, name)| Change::Rename(mailbox, user, name)),
+        2 => any::<u8>().prop_map(Change::Delete),
+        2 => (0..6u8).prop_map(Change::Cut),
+        1 => Just(Change::Restart),
+        3 => Just(Change::Sync),
+    ]
+}
+
+fn act(rig: &mut Rig, change: &Change, fresh: &mut u32) {
+    let name = |user: u8, name: u8| format!("user.u{user}.f{name}");
+    let pick = |content: &Content, at: u8| {
+        let folders: Vec<UniqueId> =
+            content.mailboxes.values().filter(|m| !m.head.name.is_inbox()).map(|m| m.head.uniqueid.clone()).collect();
+        folders.get(at as usize % folders.len().max(1)).cloned()
+    };
+    let taken = |content: &Content, name: &str| content.mailboxes.values().any(|m| m.head.name == MboxName::from(name));
+    match change {
+        Change::Make(user, folder) => rig.store.change(|content| {
+            let name = name(*user, *folder);
+            if !taken(content, &name) {
+                *fresh += 1;
+                make(content, &format!("id{fresh}"), &name, 1);
+            }
+        }),
+        Change::Append(at) => rig.store.change(|content| {
+            if let Some(id) = pick(content, *at) {
+                append(content.mailboxes.get_mut(&id).expect("picked"));
+            }
+        }),
+        Change::Flag(at, record) => rig.store.change(|content| {
+            if let Some(id) = pick(content, *at) {
+                flag(content.mailboxes.get_mut(&id).expect("picked"), *record as usize, SystemFlags::FLAGGED);
+            }
+        }),
+        Change::Expunge(at, record) => rig.store.change(|content| {
+            if let Some(id) = pick(content, *at) {
+                let mailbox = content.mailboxes.get_mut(&id).expect("picked");
+                flag(mailbox, *record as usize, SystemFlags::EXPUNGED);
+                if record % 3 == 0 {
+                    let gone: Vec<ModSeq> =
+                        mailbox.records.iter().filter(|r| r.is_expunged()).map(|r| r.modseq).collect();
+                    mailbox.records.retain(|record| !record.is_expunged());
+                    mailbox.deletedmodseq = gone.into_iter().max().unwrap_or(mailbox.deletedmodseq);
+                }
+            }
+        }),
+        Change::Rename(at, user, folder) => rig.store.change(|content| {
+            let name = name(*user, *folder);
+            if let Some(id) = pick(content, *at).filter(|_| !taken(content, &name)) {
+                rename(content, &id.to_string(), &name);
+            }
+        }),
+        Change::Delete(at) => rig.store.change(|content| {
+            if let Some(id) = pick(content, *at) {
+                content.mailboxes.remove(&id);
+            }
+        }),
+        Change::Cut(after) => rig.target.held.lock().expect("lock").lose_in = Some(*after as usize),
+        Change::Restart => {
+            rig.engine.take().expect("runs").stop(Duration::from_secs(5));
+            rig.state = None;
+            rig.start();
+            rig.engine().scan();
+        }
+        Change::Sync => rig.sync(),
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 64, max_shrink_iters: 200, ..ProptestConfig::default() })]
+
+    #[test]
+    fn any_history_with_cuts_and_restarts_ends_equal(changes in prop::collection::vec(change(), 1..40)) {
+        let mut rig = Rig::new();
+        rig.store.change(|content| (0..3).for_each(|user| make(content, &format!("i{user}"), &format!("user.u{user}"), 1)));
+        rig.sync();
+        let mut fresh = 0;
+        for change in &changes {
+            act(&mut rig, change, &mut fresh);
+        }
+        rig.target.held.lock().expect("lock").lose_in = None;
+        rig.sync();
+        rig.sync();
+        let differences = rig.differences();
+        prop_assert!(differences.is_empty(), "{:#?}", differences);
+    }
+}

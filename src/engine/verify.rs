@@ -1,0 +1,336 @@
+//! Both sides compared, mailbox by mailbox, through the replica's own words. Nothing is changed on either.
+
+use super::diff;
+use super::names::Source;
+use super::queue::Lane;
+use crate::model::{
+    Capabilities, MailStore, MailboxSnapshot, MailboxView, MboxName, Replica, ReplicaError, SystemFlags, UniqueId,
+    UserPart,
+};
+use crate::state::ReplicaState;
+use serde::Serialize;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
+
+/// One thing that is not the same on both sides.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Difference {
+    /// Lane: `user alice`, `shared news`, `server`.
+    pub lane: String,
+    /// Mailbox, quota root or kind of user data.
+    pub object: String,
+    /// Field that differs, or `missing on the replica`, `only on the replica`.
+    pub what: String,
+    pub source: String,
+    pub replica: String,
+}
+
+/// Result of a verification.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct VerifyReport {
+    pub mailboxes: usize,
+    pub messages: usize,
+    pub users: usize,
+    pub differences: Vec<Difference>,
+    /// Objects that could not be read at the source, with the reason.
+    pub unreadable: Vec<(String, String)>,
+}
+
+/// Why a verification could not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum VerifyError {
+    #[error("{0}")]
+    Store(#[from] crate::model::StoreError),
+    #[error("{0}")]
+    Replica(#[from] ReplicaError),
+}
+
+/// Compares the lanes (all when `None`); `progress` is called after each with how many are done of how many.
+pub fn verify(
+    store: &dyn MailStore,
+    session: &mut dyn Replica,
+    caps: &Capabilities,
+    state: Option<&ReplicaState>,
+    lanes: Option<&[Lane]>,
+    progress: &mut dyn FnMut(usize, usize),
+) -> Result<VerifyReport, VerifyError> {
+    let source = Source::new(store.listing()?);
+    let prefix = store.deleted_prefix();
+    let mut all: BTreeSet<Lane> = source.listing.entries.iter().map(|entry| Lane::of(&entry.name, prefix)).collect();
+    all.insert(Lane::Server);
+    if let Some(lanes) = lanes {
+        all = lanes.iter().cloned().collect();
+    }
+    let mut verifier = Verifier { store, session, caps, state, source, report: VerifyReport::default() };
+    let total = all.len();
+    for (done, lane) in all.into_iter().enumerate() {
+        verifier.lane(&lane)?;
+        progress(done + 1, total);
+    }
+    Ok(verifier.report)
+}
+
+struct Verifier<'a> {
+    store: &'a dyn MailStore,
+    session: &'a mut dyn Replica,
+    caps: &'a Capabilities,
+    state: Option<&'a ReplicaState>,
+    source: Source,
+    report: VerifyReport,
+}
+
+impl Verifier<'_> {
+    fn differ(
+        &mut self,
+        lane: &Lane,
+        object: impl ToString,
+        what: impl ToString,
+        source: impl ToString,
+        replica: impl ToString,
+    ) {
+        self.report.differences.push(Difference {
+            lane: lane.to_string(),
+            object: object.to_string(),
+            what: what.to_string(),
+            source: source.to_string(),
+            replica: replica.to_string(),
+        });
+    }
+
+    fn lane(&mut self, lane: &Lane) -> Result<(), VerifyError> {
+        if *lane == Lane::Server {
+            return self.server(lane);
+        }
+        let prefix = self.store.deleted_prefix();
+        let entries: Vec<_> = self.source.in_lane(lane, prefix).cloned().collect();
+        let view = match lane {
+            Lane::User(user) => {
+                self.report.users += 1;
+                self.session.view_user(user)?
+            }
+            _ => {
+                let names: Vec<MboxName> = entries.iter().map(|entry| entry.name.clone()).collect();
+                let mailboxes = self.session.view_mailboxes(&names)?;
+                crate::model::AccountView { mailboxes, ..Default::default() }
+            }
+        };
+        let mut views: HashMap<UniqueId, MailboxView> =
+            view.mailboxes.iter().map(|view| (view.head.uniqueid.clone(), view.clone())).collect();
+        for entry in &entries {
+            let theirs = views.remove(&entry.uniqueid);
+            if entry.mbtype.is_intermediate() || entry.mbtype.is_sieve() && !self.caps.sieve_mailboxes {
+                continue;
+            }
+            self.report.mailboxes += 1;
+            let Some(theirs) = theirs else {
+                self.differ(lane, &entry.name, "missing on the replica", &entry.uniqueid, "");
+                continue;
+            };
+            if theirs.head.name != entry.name {
+                self.differ(lane, &entry.name, "name", &entry.name, &theirs.head.name);
+                continue;
+            }
+            let snapshot = match self.store.mailbox(entry) {
+                Ok(Some(snapshot)) => snapshot,
+                Ok(None) => continue,
+                Err(error) => {
+                    self.report.unreadable.push((entry.name.to_string(), error.to_string()));
+                    continue;
+                }
+            };
+            self.report.messages += snapshot.records.iter().filter(|record| !record.is_expunged()).count();
+            self.mailbox(lane, &entry.uniqueid, snapshot, &theirs)?;
+        }
+        for (id, view) in views {
+            if !view.head.mbtype.is_intermediate() && self.source.by_id(&id).is_none() {
+                self.differ(lane, &view.head.name, "only on the replica", "", id);
+            }
+        }
+        if let Lane::User(user) = lane {
+            self.quotas(lane, &view.quotas)?;
+            if self.source.by_name(&user.inbox()).is_some() {
+                self.meta(lane, user, &view.meta)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn mailbox(
+        &mut self,
+        lane: &Lane,
+        id: &UniqueId,
+        mut snapshot: MailboxSnapshot,
+        theirs: &MailboxView,
+    ) -> Result<(), VerifyError> {
+        diff::reduce(&mut snapshot, self.caps);
+        let lift = self.state.and_then(|state| state.mailbox(id)).and_then(|receipt| receipt.lift);
+        if let Some(lift) = &lift {
+            diff::apply_lift(&mut snapshot, lift);
+        }
+        let name = snapshot.head.name.clone();
+        let fields = diff::head_differences(&snapshot, theirs);
+        for field in &fields {
+            let (mine, other) = (field_text(&snapshot, field), view_text(theirs, field));
+            self.differ(lane, &name, field, mine, other);
+        }
+        let crcs = diff::crcs(&snapshot, self.caps);
+        let same = theirs.crc_basic.is_none_or(|theirs| theirs == crcs.basic)
+            && (crcs.annot == 0 || theirs.crc_annot.is_none_or(|theirs| theirs == crcs.annot));
+        if same {
+            return Ok(());
+        }
+        let Some(full) = self.session.view_full(&name)? else { return Ok(()) };
+        let mut have: BTreeMap<_, _> = full.records.iter().flatten().map(|record| (record.uid, record)).collect();
+        for record in &snapshot.records {
+            match have.remove(&record.uid) {
+                None if record.is_expunged() => {}
+                None => {
+                    self.differ(lane, format!("{name} UID {}", record.uid.0), "missing on the replica", record.guid, "")
+                }
+                Some(other) if record.is_expunged() && other.is_expunged() => {}
+                Some(other) => {
+                    for field in diff::record_differences((record, &snapshot.user_flags), (other, &full.user_flags)) {
+                        let mine = record_text(record, &snapshot.user_flags, field);
+                        let theirs = record_text(other, &full.user_flags, field);
+                        self.differ(lane, format!("{name} UID {}", record.uid.0), field, mine, theirs);
+                    }
+                }
+            }
+        }
+        for other in have.values().filter(|record| !record.is_expunged()) {
+            self.differ(lane, format!("{name} UID {}", other.uid.0), "only on the replica", "", other.guid);
+        }
+        Ok(())
+    }
+
+    fn quotas(
+        &mut self,
+        lane: &Lane,
+        theirs: &BTreeMap<crate::model::QuotaRoot, crate::model::QuotaLimits>,
+    ) -> Result<(), VerifyError> {
+        let prefix = self.store.deleted_prefix();
+        let mut mine = self.store.quotas()?;
+        mine.retain(|root, _| super::quota_lane(root, prefix) == *lane);
+        let roots: BTreeSet<_> = mine.keys().chain(theirs.keys()).cloned().collect();
+        for root in roots {
+            let there = match theirs.get(&root) {
+                Some(limits) => Some(limits.clone()),
+                None => self.session.view_quota(&root)?,
+            };
+            if !diff::same_limits(mine.get(&root), there.as_ref()) {
+                let text = |quota: Option<&crate::model::QuotaLimits>| {
+                    quota.map_or("no quota root".to_owned(), |quota| format!("{:?}", quota.limits))
+                };
+                self.differ(lane, format!("quota {root}"), "limits", text(mine.get(&root)), text(there.as_ref()));
+            }
+        }
+        Ok(())
+    }
+
+    fn meta(
+        &mut self,
+        lane: &Lane,
+        user: &crate::model::UserId,
+        theirs: &crate::model::UserMeta,
+    ) -> Result<(), VerifyError> {
+        let mine = match self.store.user_meta(user) {
+            Ok(mine) => mine,
+            Err(error) => {
+                self.report.unreadable.push((format!("data of {user}"), error.to_string()));
+                return Ok(());
+            }
+        };
+        let mut parts = BTreeSet::from([UserPart::Subs, UserPart::Seen]);
+        if !(self.store.sieve_in_mailboxes() && self.caps.sieve_mailboxes) {
+            parts.insert(UserPart::Sieve);
+        }
+        let source = Arc::new(&self.source);
+        let steps = diff::diff_meta(user, &mine, theirs, &parts, &|id| source.by_id(id).is_some());
+        for step in steps {
+            use crate::model::Step;
+            let (object, what) = match step {
+                Step::Subscribe { name, .. } => (format!("subscription {name}"), "missing on the replica"),
+                Step::Unsubscribe { name, .. } => (format!("subscription {name}"), "only on the replica"),
+                Step::Seen { uniqueid, .. } => (format!("seen state of mailbox {uniqueid}"), "SEENUIDS"),
+                Step::SievePut { name, .. } => (format!("sieve script {name}"), "GUID"),
+                Step::SieveActivate { name, .. } => (format!("sieve script {name}"), "not active on the replica"),
+                Step::SieveDeactivate { .. } => ("sieve".to_owned(), "active on the replica"),
+                Step::SieveRemove { name, .. } => (format!("sieve script {name}"), "only on the replica"),
+                _ => continue,
+            };
+            self.differ(lane, object, what, "", "");
+        }
+        Ok(())
+    }
+
+    fn server(&mut self, lane: &Lane) -> Result<(), VerifyError> {
+        let (mine, theirs) = (self.store.server_annotations()?, self.session.view_server_annotations()?);
+        for step in diff::diff_server_annotations(&mine, &theirs) {
+            use crate::model::Step;
+            match step {
+                Step::ServerAnnotation(annotation) => {
+                    let entry = String::from_utf8_lossy(&annotation.entry).into_owned();
+                    self.differ(lane, entry, "server annotation", annotation.value.len(), "");
+                }
+                Step::RemoveServerAnnotation { entry, .. } => {
+                    let entry = String::from_utf8_lossy(&entry).into_owned();
+                    self.differ(lane, entry, "server annotation only on the replica", "", "");
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+}
+
+fn field_text(snapshot: &MailboxSnapshot, field: &str) -> String {
+    let view = MailboxView {
+        head: snapshot.head.clone(),
+        annotations: snapshot.annotations.clone(),
+        ..MailboxView::default()
+    };
+    view_text(&view, field)
+}
+
+fn view_text(view: &MailboxView, field: &str) -> String {
+    let head = &view.head;
+    match field {
+        "UIDVALIDITY" => head.uidvalidity.to_string(),
+        "LAST_UID" => head.last_uid.0.to_string(),
+        "HIGHESTMODSEQ" => head.highestmodseq.0.to_string(),
+        "RECENTUID" => head.recentuid.0.to_string(),
+        "RECENTTIME" => head.recenttime.to_string(),
+        "POP3_LAST_LOGIN" => head.pop3_last_login.to_string(),
+        "POP3_SHOW_AFTER" => head.pop3_show_after.to_string(),
+        "OPTIONS" => head.options.letters(),
+        "MBOXTYPE" => head.mbtype.0.clone(),
+        "ACL" => String::from_utf8_lossy(&head.acl).replace('\t', " "),
+        "FOLDERMODSEQ" => head.foldermodseq.0.to_string(),
+        "ANNOTATIONS" => view
+            .annotations
+            .iter()
+            .map(|a| format!("{} {:?} ({} bytes)", String::from_utf8_lossy(&a.entry), a.userid, a.value.len()))
+            .collect::<Vec<_>>()
+            .join(", "),
+        _ => String::new(),
+    }
+}
+
+fn record_text(record: &crate::model::Record, names: &[Option<crate::model::FlagName>], field: &str) -> String {
+    match field {
+        "MODSEQ" => record.modseq.0.to_string(),
+        "FLAGS" => {
+            let user: Vec<String> =
+                diff::flag_names(record, names).iter().map(|name| String::from_utf8_lossy(name).into_owned()).collect();
+            format!("{:#x} {}", record.system_flags.0 & SystemFlags::REPLICATED, user.join(" "))
+        }
+        "LAST_UPDATED" => record.last_updated.to_string(),
+        "INTERNALDATE" => record.internaldate.to_string(),
+        "GUID" => record.guid.to_string(),
+        "THRID" => format!("{:016x}", record.cid),
+        "SAVEDATE" => record.savedate.to_string(),
+        "CREATEDMODSEQ" => record.createdmodseq.0.to_string(),
+        "ANNOTATIONS" => format!("{} annotations", record.annotations.len()),
+        _ => String::new(),
+    }
+}

@@ -1,0 +1,473 @@
+//! The database behind the receipts.
+
+use super::{MailboxReceipt, UserReceipt};
+use crate::model::{Annotation, MboxName, QuotaLimits, QuotaRoot, UniqueId, UserId};
+use redb::{Database, DatabaseError, ReadableDatabase, ReadableTable, TableDefinition};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
+use tracing::warn;
+
+/// Written into the header; another number means: start afresh.
+const FORMAT: &str = "1";
+const ENTRIES: TableDefinition<&[u8], &[u8]> = TableDefinition::new("entries");
+const HEADER: TableDefinition<&str, &str> = TableDefinition::new("header");
+/// Longest time a write may be in memory only.
+const DURABLE_WITHIN: Duration = Duration::from_millis(250);
+
+/// The state directory cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum StateError {
+    #[error("{path}: another spooltap uses this state directory; stop it or give --state another directory")]
+    Busy { path: PathBuf },
+    #[error("{path}: {cause}; make the directory writable or give --state another one")]
+    Io { path: PathBuf, cause: String },
+}
+
+/// Kinds of entries; first byte of every key.
+#[derive(Clone, Copy)]
+enum Kind {
+    Mailbox = b'm' as isize,
+    User = b'u' as isize,
+    Quota = b'q' as isize,
+    Server = b's' as isize,
+    Primed = b'p' as isize,
+}
+
+type Overlay = BTreeMap<Vec<u8>, (u64, Option<Vec<u8>>)>;
+
+#[derive(Default)]
+struct Buffer {
+    /// Not yet durable: key → generation and value (`None` = removed).
+    overlay: Overlay,
+    generation: u64,
+    durable: u64,
+    stop: bool,
+    hurry: bool,
+}
+
+struct Inner {
+    db: Database,
+    path: PathBuf,
+    buffer: Mutex<Buffer>,
+    wake: Condvar,
+}
+
+/// The open state; dropping it makes everything durable.
+pub struct State {
+    inner: Arc<Inner>,
+    writer: Option<JoinHandle<()>>,
+}
+
+/// Receipts of one replica. What is put after the `State` was dropped stays in memory.
+#[derive(Clone)]
+pub struct ReplicaState {
+    inner: Arc<Inner>,
+    name: Vec<u8>,
+}
+
+impl State {
+    /// Opens (or makes) `dir/state.redb` for the store with this identity. A file that is damaged, of another format or of
+    /// another store is put aside and a fresh one is made.
+    pub fn open(dir: &Path, store_identity: &str) -> Result<Self, StateError> {
+        let path = dir.join("state.redb");
+        let io = |cause: String| StateError::Io { path: path.clone(), cause };
+        std::fs::create_dir_all(dir).map_err(|error| io(error.to_string()))?;
+        let db = match open_database(&path, store_identity) {
+            Ok(db) => db,
+            Err(Unusable::Busy) => return Err(StateError::Busy { path }),
+            Err(Unusable::Io(cause)) => return Err(io(cause)),
+            Err(Unusable::PutAside(reason)) => {
+                let aside = path.with_extension("redb.aside");
+                warn!(path = %path.display(), reason, aside = %aside.display(), "state is not used, everything is compared anew");
+                std::fs::rename(&path, &aside).map_err(|error| io(error.to_string()))?;
+                open_database(&path, store_identity).map_err(|_| io("a fresh database cannot be made".into()))?
+            }
+        };
+        let inner = Arc::new(Inner { db, path, buffer: Mutex::default(), wake: Condvar::new() });
+        let own = inner.clone();
+        let writer = std::thread::Builder::new().name("state".into()).spawn(move || own.write_behind()).ok();
+        Ok(Self { inner, writer })
+    }
+
+    /// Receipts of the replica of this name.
+    pub fn replica(&self, name: &str) -> ReplicaState {
+        ReplicaState { inner: self.inner.clone(), name: name.as_bytes().to_vec() }
+    }
+
+    /// Returns when everything written so far is durable.
+    pub fn flush(&self) {
+        self.inner.flush();
+    }
+}
+
+impl Drop for State {
+    fn drop(&mut self) {
+        {
+            let mut buffer = self.inner.lock();
+            buffer.stop = true;
+        }
+        self.inner.wake.notify_all();
+        if let Some(writer) = self.writer.take() {
+            let _ = writer.join();
+        }
+    }
+}
+
+enum Unusable {
+    Busy,
+    Io(String),
+    PutAside(String),
+}
+
+fn open_database(path: &Path, identity: &str) -> Result<Database, Unusable> {
+    let db = Database::create(path).map_err(|error| match error {
+        DatabaseError::DatabaseAlreadyOpen => Unusable::Busy,
+        DatabaseError::Storage(redb::StorageError::Io(error)) if error.kind() != std::io::ErrorKind::InvalidData => {
+            Unusable::Io(error.to_string())
+        }
+        other => Unusable::PutAside(other.to_string()),
+    })?;
+    let aside = |error: redb::Error| Unusable::PutAside(error.to_string());
+    let write = db.begin_write().map_err(|error| aside(error.into()))?;
+    {
+        let mut header = write.open_table(HEADER).map_err(|error| aside(error.into()))?;
+        write.open_table(ENTRIES).map_err(|error| aside(error.into()))?;
+        for (key, wanted) in [("format", FORMAT), ("store", identity)] {
+            let found = header.get(key).map_err(|error| aside(error.into()))?.map(|value| value.value().to_owned());
+            match found {
+                Some(found) if found != wanted => {
+                    return Err(Unusable::PutAside(format!("its {key} is {found}, not {wanted}")));
+                }
+                Some(_) => {}
+                None => {
+                    header.insert(key, wanted).map_err(|error| aside(error.into()))?;
+                }
+            }
+        }
+    }
+    write.commit().map_err(|error| Unusable::Io(error.to_string()))?;
+    Ok(db)
+}
+
+impl Inner {
+    fn lock(&self) -> MutexGuard<'_, Buffer> {
+        self.buffer.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn put(&self, key: Vec<u8>, value: Option<Vec<u8>>) {
+        let mut buffer = self.lock();
+        buffer.generation += 1;
+        let generation = buffer.generation;
+        let first = buffer.overlay.is_empty();
+        buffer.overlay.insert(key, (generation, value));
+        drop(buffer);
+        if first {
+            self.wake.notify_all();
+        }
+    }
+
+    fn get(&self, key: &[u8]) -> Option<Vec<u8>> {
+        if let Some((_, value)) = self.lock().overlay.get(key) {
+            return value.clone();
+        }
+        let read = self.db.begin_read().ok()?;
+        let table = read.open_table(ENTRIES).ok()?;
+        table.get(key).ok()?.map(|value| value.value().to_vec())
+    }
+
+    /// Every entry whose key begins with `prefix`.
+    fn each(&self, prefix: &[u8], call: &mut dyn FnMut(&[u8], &[u8])) {
+        let overlay: BTreeMap<Vec<u8>, Option<Vec<u8>>> = self
+            .lock()
+            .overlay
+            .range(prefix.to_vec()..)
+            .take_while(|(key, _)| key.starts_with(prefix))
+            .map(|(key, (_, value))| (key.clone(), value.clone()))
+            .collect();
+        let stored = || -> Option<Vec<(Vec<u8>, Vec<u8>)>> {
+            let read = self.db.begin_read().ok()?;
+            let table = read.open_table(ENTRIES).ok()?;
+            let range = table.range(prefix..).ok()?;
+            let mut out = Vec::new();
+            for entry in range {
+                let (key, value) = entry.ok()?;
+                if !key.value().starts_with(prefix) {
+                    break;
+                }
+                out.push((key.value().to_vec(), value.value().to_vec()));
+            }
+            Some(out)
+        };
+        // The overlay was read first: an entry that becomes durable in between is seen twice, never missed.
+        for (key, value) in stored().unwrap_or_default() {
+            if !overlay.contains_key(&key) {
+                call(&key, &value);
+            }
+        }
+        for (key, value) in &overlay {
+            if let Some(value) = value {
+                call(key, value);
+            }
+        }
+    }
+
+    fn write_behind(&self) {
+        loop {
+            let mut buffer = self.lock();
+            while buffer.overlay.is_empty() && !buffer.stop {
+                buffer = self.wake.wait(buffer).unwrap_or_else(PoisonError::into_inner);
+            }
+            if buffer.overlay.is_empty() {
+                return;
+            }
+            if !buffer.stop && !buffer.hurry {
+                let (guard, _) = self.wake.wait_timeout(buffer, DURABLE_WITHIN).unwrap_or_else(PoisonError::into_inner);
+                buffer = guard;
+            }
+            let (batch, upto, stop) = (buffer.overlay.clone(), buffer.generation, buffer.stop);
+            drop(buffer);
+            let result = self.commit(&batch);
+            let mut buffer = self.lock();
+            match result {
+                Ok(()) => {
+                    buffer.overlay.retain(|_, (generation, _)| *generation > upto);
+                    buffer.durable = upto;
+                    buffer.hurry = false;
+                }
+                Err(error) => {
+                    warn!(path = %self.path.display(), %error, "state cannot be written; receipts are kept in memory");
+                    buffer.hurry = false;
+                    // Somebody may wait in `flush`: it must not wait for ever on a full disk.
+                    buffer.durable = upto;
+                    if stop {
+                        return;
+                    }
+                    drop(buffer);
+                    self.wake.notify_all();
+                    std::thread::sleep(Duration::from_secs(1));
+                    continue;
+                }
+            }
+            drop(buffer);
+            self.wake.notify_all();
+        }
+    }
+
+    fn commit(&self, batch: &Overlay) -> Result<(), redb::Error> {
+        let write = self.db.begin_write()?;
+        {
+            let mut table = write.open_table(ENTRIES)?;
+            for (key, (_, value)) in batch {
+                match value {
+                    Some(value) => drop(table.insert(key.as_slice(), value.as_slice())?),
+                    None => drop(table.remove(key.as_slice())?),
+                }
+            }
+        }
+        write.commit()?;
+        Ok(())
+    }
+
+    fn flush(&self) {
+        let mut buffer = self.lock();
+        let upto = buffer.generation;
+        while buffer.durable < upto && !buffer.overlay.is_empty() && !buffer.stop {
+            buffer.hurry = true;
+            self.wake.notify_all();
+            let (guard, _) =
+                self.wake.wait_timeout(buffer, Duration::from_millis(50)).unwrap_or_else(PoisonError::into_inner);
+            buffer = guard;
+        }
+    }
+}
+
+/// First byte of every value.
+const VALUE_VERSION: u8 = 1;
+
+fn pack<T: Serialize>(value: &T) -> Option<Vec<u8>> {
+    let mut out = vec![VALUE_VERSION];
+    out.extend(postcard::to_stdvec(value).ok()?);
+    Some(out)
+}
+
+/// An entry that cannot be read counts as absent: its key is compared again.
+fn unpack<T: DeserializeOwned>(bytes: &[u8]) -> Option<T> {
+    postcard::from_bytes(bytes.strip_prefix(&[VALUE_VERSION])?).ok()
+}
+
+impl ReplicaState {
+    fn prefix(&self, kind: Kind) -> Vec<u8> {
+        let mut key = Vec::with_capacity(self.name.len() + 32);
+        key.push(kind as isize as u8);
+        key.extend_from_slice(&self.name);
+        key.push(0);
+        key
+    }
+
+    fn key(&self, kind: Kind, id: &[u8]) -> Vec<u8> {
+        let mut key = self.prefix(kind);
+        key.extend_from_slice(id);
+        key
+    }
+
+    fn read<T: DeserializeOwned>(&self, kind: Kind, id: &[u8]) -> Option<T> {
+        unpack(&self.inner.get(&self.key(kind, id))?)
+    }
+
+    fn write<T: Serialize>(&self, kind: Kind, id: &[u8], value: &T) {
+        self.inner.put(self.key(kind, id), pack(value));
+    }
+
+    fn remove(&self, kind: Kind, id: &[u8]) {
+        self.inner.put(self.key(kind, id), None);
+    }
+
+    fn each<T: DeserializeOwned>(&self, kind: Kind, call: &mut dyn FnMut(&[u8], T)) {
+        let prefix = self.prefix(kind);
+        self.inner.each(&prefix, &mut |key, value| {
+            if let (Some(id), Some(value)) = (key.strip_prefix(prefix.as_slice()), unpack(value)) {
+                call(id, value);
+            }
+        });
+    }
+
+    pub fn mailbox(&self, id: &UniqueId) -> Option<MailboxReceipt> {
+        self.read(Kind::Mailbox, id.as_bytes())
+    }
+
+    pub fn put_mailbox(&self, id: &UniqueId, receipt: &MailboxReceipt) {
+        self.write(Kind::Mailbox, id.as_bytes(), receipt);
+    }
+
+    pub fn remove_mailbox(&self, id: &UniqueId) {
+        self.remove(Kind::Mailbox, id.as_bytes());
+    }
+
+    /// All mailboxes with their names on the replica.
+    pub fn mailboxes(&self) -> Vec<(UniqueId, MboxName)> {
+        let mut out = Vec::new();
+        self.for_each_mailbox(&mut |id, receipt| out.push((id, receipt.view.head.name)));
+        out
+    }
+
+    pub fn for_each_mailbox(&self, call: &mut dyn FnMut(UniqueId, MailboxReceipt)) {
+        self.each(Kind::Mailbox, &mut |id, receipt| call(UniqueId::new(id), receipt));
+    }
+
+    pub fn user(&self, user: &UserId) -> Option<UserReceipt> {
+        self.read(Kind::User, user.as_bytes())
+    }
+
+    pub fn put_user(&self, user: &UserId, receipt: &UserReceipt) {
+        self.write(Kind::User, user.as_bytes(), receipt);
+    }
+
+    pub fn remove_user(&self, user: &UserId) {
+        self.remove(Kind::User, user.as_bytes());
+    }
+
+    pub fn quota(&self, root: &QuotaRoot) -> Option<QuotaLimits> {
+        self.read(Kind::Quota, root.as_bytes())
+    }
+
+    pub fn quotas(&self) -> BTreeMap<QuotaRoot, QuotaLimits> {
+        let mut out = BTreeMap::new();
+        self.each(Kind::Quota, &mut |root, limits| {
+            out.insert(QuotaRoot::new(root), limits);
+        });
+        out
+    }
+
+    pub fn put_quota(&self, root: &QuotaRoot, limits: &QuotaLimits) {
+        self.write(Kind::Quota, root.as_bytes(), limits);
+    }
+
+    pub fn remove_quota(&self, root: &QuotaRoot) {
+        self.remove(Kind::Quota, root.as_bytes());
+    }
+
+    /// `None` before the first confirmation.
+    pub fn server_annotations(&self) -> Option<Vec<Annotation>> {
+        self.read(Kind::Server, b"")
+    }
+
+    pub fn put_server_annotations(&self, annotations: &[Annotation]) {
+        self.write(Kind::Server, b"", &annotations.to_vec());
+    }
+
+    /// The replica's content of this lane was looked at once.
+    pub fn primed(&self, lane: &str) -> bool {
+        self.read::<bool>(Kind::Primed, lane.as_bytes()).unwrap_or(false)
+    }
+
+    pub fn set_primed(&self, lane: &str) {
+        self.write(Kind::Primed, lane.as_bytes(), &true);
+    }
+
+    /// Returns when everything written so far is durable.
+    pub fn flush(&self) {
+        self.inner.flush();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{MailboxHead, MailboxView, ModSeq};
+
+    fn receipt(name: &str, modseq: u64) -> MailboxReceipt {
+        let head = MailboxHead { name: name.into(), highestmodseq: ModSeq(modseq), ..MailboxHead::default() };
+        MailboxReceipt { view: MailboxView { head, ..MailboxView::default() }, ..MailboxReceipt::default() }
+    }
+
+    #[test]
+    fn what_was_put_is_there_at_once_and_after_a_restart() {
+        let dir = tempfile::tempdir().expect("directory");
+        {
+            let state = State::open(dir.path(), "store").expect("opens");
+            let replica = state.replica("r");
+            replica.put_mailbox(&"a".into(), &receipt("user.a", 3));
+            replica.put_mailbox(&"b".into(), &receipt("user.b", 4));
+            assert_eq!(replica.mailbox(&"a".into()), Some(receipt("user.a", 3)));
+            state.flush();
+            replica.put_mailbox(&"a".into(), &receipt("user.a", 5));
+            replica.remove_mailbox(&"b".into());
+            assert_eq!(replica.mailboxes(), [("a".into(), "user.a".into())]);
+            assert_eq!(state.replica("other").mailboxes(), []);
+        }
+        let state = State::open(dir.path(), "store").expect("opens again");
+        assert_eq!(state.replica("r").mailbox(&"a".into()), Some(receipt("user.a", 5)));
+        assert_eq!(state.replica("r").mailbox(&"b".into()), None);
+    }
+
+    #[test]
+    fn another_store_or_a_damaged_file_starts_afresh() {
+        let dir = tempfile::tempdir().expect("directory");
+        State::open(dir.path(), "one").expect("opens").replica("r").put_mailbox(&"a".into(), &receipt("user.a", 1));
+        let state = State::open(dir.path(), "two").expect("opens");
+        assert_eq!(state.replica("r").mailboxes(), []);
+        drop(state);
+        std::fs::write(dir.path().join("state.redb"), b"not a database").expect("writes");
+        let state = State::open(dir.path(), "two").expect("opens");
+        assert_eq!(state.replica("r").mailboxes(), []);
+    }
+
+    #[test]
+    fn two_processes_cannot_share_it() {
+        let dir = tempfile::tempdir().expect("directory");
+        let _held = State::open(dir.path(), "one").expect("opens");
+        assert!(matches!(State::open(dir.path(), "one"), Err(StateError::Busy { .. })));
+    }
+
+    #[test]
+    fn an_entry_that_cannot_be_read_counts_as_absent() {
+        assert_eq!(unpack::<MailboxReceipt>(b"\x02abc"), None);
+        assert_eq!(unpack::<MailboxReceipt>(b"\x01\xff\xff"), None);
+        assert_eq!(unpack::<MailboxReceipt>(b""), None);
+    }
+}
