@@ -1,6 +1,8 @@
 //! Readers against Cyrus's own dumps of the same files: the small stores of `fixtures/formats/`, and all of
 //! `../shared/spools/` where that folder exists (`SPOOLTAP_SHARED` names another).
 
+#[path = "formats/damage.rs"]
+mod damage;
 #[path = "formats/databases.rs"]
 mod databases;
 #[path = "formats/history.rs"]
@@ -9,3 +11,5 @@ mod history;
 mod mailboxes;
 #[path = "formats/store.rs"]
 mod store;
+#[path = "formats/versions.rs"]
+mod versions;
