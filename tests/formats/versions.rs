@@ -3,8 +3,11 @@
 
 use spooltap::cyrus::index::{self, IndexHeader, IndexRecord};
 
-/// minor, header size, record size, header CRC at, record CRC at.
-const SIZES: &[(u32, usize, usize, Option<(usize, usize)>)] = &[
+/// Offsets of the checksums of header and record.
+type Crcs = Option<(usize, usize)>;
+
+/// minor, header size, record size, checksums.
+const SIZES: &[(u32, usize, usize, Crcs)] = &[
     (6, 76, 60, None),
     (7, 76, 72, None),
     (8, 92, 80, None),
@@ -180,14 +183,17 @@ fn record_field(found: &IndexRecord, field: &str) -> u64 {
     }
 }
 
-fn file(minor: u32, records: u32) -> (Vec<u8>, Vec<(&'static str, Option<u64>)>, Vec<(&'static str, Option<u64>)>) {
+/// Field names with the value that must be found; `None` where the version has no such field.
+type Values = Vec<(&'static str, Option<u64>)>;
+
+fn file(minor: u32, records: u32) -> (Vec<u8>, Values, Values) {
     let &(_, header_size, record_size, crcs) = SIZES.iter().find(|row| row.0 == minor).expect("known version");
     let mut header = vec![0; header_size];
     for (at, word) in [(8, minor), (12, header_size as u32), (16, record_size as u32), (20, records)] {
         header[at..at + 4].copy_from_slice(&word.to_be_bytes());
     }
     let mut number = 1000;
-    let mut fill = |bytes: &mut [u8], table| -> Vec<(&'static str, Option<u64>)> {
+    let mut fill = |bytes: &mut [u8], table| -> Values {
         let mut put_next = |(field, cell)| {
             number += 1;
             (field, put(bytes, cell, number))
