@@ -77,7 +77,8 @@ impl Follower {
     }
 
     /// Brings the map up to date with the file that `read` reads and whose inode number is `ino`. After an error the map
-    /// is as before. The caller checks afterwards that the path still leads to this inode, and calls again with the
+    /// is as before. The caller keeps the file open from one update to the next, because the number of a closed one may
+    /// be given to its successor (seen with a skiplist that is rewritten on every open); and checks afterwards that the path still leads to this inode, and calls again with the
     /// new file if not: until then the answer is true only of a file that may have been replaced.
     pub fn update(&mut self, ino: u64, read: &mut ReadAt<'_>) -> Result<Changes, FollowError> {
         if let Some(changed) = self.update_from_tail(ino, read)? {
