@@ -7,6 +7,8 @@ mod damage;
 mod databases;
 #[path = "formats/history.rs"]
 mod history;
+#[path = "formats/inspect.rs"]
+mod inspect;
 #[path = "formats/mailboxes.rs"]
 mod mailboxes;
 #[path = "formats/store.rs"]
