@@ -13,4 +13,5 @@ mod regression;
 mod replay;
 mod replica_contract;
 mod rooms;
+mod spool;
 mod state;

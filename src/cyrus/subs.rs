@@ -1,1 +1,46 @@
-//! (being written)
+//! Subscriptions: intnames up to 3.4, `N` + dbname with the user's own INBOX spelled `INBOX` from 3.6 on.
+
+use super::{db::Map, mboxlist};
+use crate::model::{MboxName, UserId};
+use std::collections::BTreeSet;
+
+const VERSION_KEY: &[u8] = b"\x1fVER\x1f";
+
+/// The names a user is subscribed to.
+pub fn parse(map: &Map, user: &UserId) -> BTreeSet<MboxName> {
+    if !map.contains_key(VERSION_KEY) {
+        return map.keys().filter(|key| !key.is_empty()).map(MboxName::new).collect();
+    }
+    let own = mboxlist::dbname_of_name(&user.inbox());
+    map.keys()
+        .filter_map(|key| key.strip_prefix(b"N"))
+        .map(|name| match name.strip_prefix(b"INBOX") {
+            Some(rest) if rest.is_empty() || rest.first() == Some(&0x1f) => {
+                mboxlist::name_of_dbname(&[&own, rest].concat())
+            }
+            // Version 2 also shortened the names of other users that begin with this user's.
+            Some(rest) => mboxlist::name_of_dbname(&[&own, rest].concat()),
+            None => mboxlist::name_of_dbname(name),
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(keys: &[&[u8]], expected: &[&str]) {
+        let map = keys.iter().map(|key| (key.to_vec(), Vec::new())).collect();
+        let names: Vec<String> = parse(&map, &"he".into()).iter().map(ToString::to_string).collect();
+        assert_eq!(names, expected);
+    }
+
+    #[test]
+    fn both_forms() {
+        check(&[b"user.he", b"user.he.Sub^one"], &["user.he", "user.he.Sub^one"]);
+        check(
+            &[b"\x1fVER\x1f", b"NINBOX", b"NINBOX\x1fSub.one", b"Nuser\x1fjoe.bloggs\x1fX", b"NINBOXw\x1fy"],
+            &["user.he", "user.he.Sub^one", "user.hew.y", "user.joe^bloggs.X"],
+        );
+    }
+}

@@ -2,8 +2,8 @@
 //! Nothing between them names either.
 
 use super::{
-    AccountView, Annotation, BodyRef, DirtyKey, MailboxEntry, MailboxSnapshot, MailboxView, MboxName, QuotaLimits,
-    QuotaRoot, Step, Uid, UniqueId, UserId, UserMeta,
+    AccountView, Annotation, BodyRef, MailboxEntry, MailboxSnapshot, MailboxView, MboxName, QuotaLimits, QuotaRoot,
+    Step, Uid, UniqueId, UserId, UserMeta,
 };
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -158,11 +158,6 @@ pub trait MailStore: Send + Sync {
 
     /// imapd.conf `deletedprefix`.
     fn deleted_prefix(&self) -> &[u8];
-
-    /// Where live change is noticed, if this store can change.
-    fn derive(&self, _path: &std::path::Path, _is_dir: bool) -> Vec<DirtyKey> {
-        Vec::new()
-    }
 }
 
 /// One session with something mail is replicated to. One owner at a time; order of calls is order of effect.

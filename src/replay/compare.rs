@@ -192,6 +192,12 @@ impl<'a> Eyes<'a> {
     }
 }
 
+/// A user of a virtual domain sees the mailboxes of that domain only.
+fn same_domain(login: &str, name: &MboxName) -> bool {
+    let domain = login.rsplit_once('@').map(|(_, domain)| domain.as_bytes());
+    domain == name.domain_and_local().0
+}
+
 struct View<'a> {
     store: &'a dyn MailStore,
     depth: Depth,
@@ -212,7 +218,7 @@ impl View<'_> {
                 if owner && meta.sieve.is_empty() {
                     sieve = self.sieve_mailbox(mailbox)?;
                 }
-            } else if !mailbox.may_read(login) {
+            } else if !mailbox.may_read(login) || !same_domain(login, &mailbox.entry.name) {
                 continue;
             } else if owner {
                 own.insert(name, self.mailbox(mailbox, &eyes)?);
@@ -221,7 +227,9 @@ impl View<'_> {
                 others.insert(name, json!({"uidvalidity": uidvalidity, "seen": eyes.seen(mailbox)}));
             }
         }
-        let subscribed: Vec<String> = meta.subs.iter().map(MboxName::to_string).collect();
+        // LSUB hides subscriptions to mailboxes that do not exist; both databases keep them.
+        let exists = |name: &&MboxName| mailboxes.iter().any(|mailbox| mailbox.entry.name == **name);
+        let subscribed: Vec<String> = meta.subs.iter().filter(exists).map(MboxName::to_string).collect();
         Ok(json!({"mailboxes": own, "others": others, "sieve": sieve, "subscribed": subscribed}))
     }
 

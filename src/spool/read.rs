@@ -1,0 +1,169 @@
+//! Stable bytes of files that somebody else writes. Live files are copied with `pread` into our own buffers: a mapping of
+//! a file that Cyrus truncates would be a SIGBUS.
+
+use super::{format_error, io_error, lock};
+use crate::cyrus::db::{Follower, Map};
+use crate::model::StoreError;
+use std::fs::{File, Metadata, OpenOptions};
+use std::io;
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// Reads of a file that stays torn are repeated so often, with growing pauses.
+pub(super) const TRIES: u32 = 12;
+/// No file that is read whole may be larger; the largest real one (an index of ten million messages) stays below.
+pub(super) const MAX_BYTES: u64 = 2 << 30;
+
+/// Pause before try number `n`.
+pub(super) fn pause(n: u32) {
+    std::thread::sleep(Duration::from_millis(1 << n.min(4)));
+}
+
+/// Opens for reading only; without touching the access time where the kernel lets us.
+pub(super) fn open(path: &Path) -> io::Result<File> {
+    let mut options = OpenOptions::new();
+    options.read(true).custom_flags(nix::libc::O_NOATIME | nix::libc::O_NONBLOCK | nix::libc::O_CLOEXEC);
+    match options.open(path) {
+        // Only the owner may ask for that.
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+            options.custom_flags(nix::libc::O_NONBLOCK | nix::libc::O_CLOEXEC).open(path)
+        }
+        other => other,
+    }
+}
+
+/// Opens the first of these that exists.
+pub(super) fn open_first(paths: &[PathBuf]) -> Result<Option<(File, &Path)>, StoreError> {
+    for path in paths {
+        match open(path) {
+            Ok(file) => return Ok(Some((file, path))),
+            Err(error) if is_absent(&error) => {}
+            Err(error) => return Err(io_error(path, &error)),
+        }
+    }
+    Ok(None)
+}
+
+pub(super) fn is_absent(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
+}
+
+/// Up to `len` bytes at `offset`; fewer where the file ends.
+pub(super) fn read_at(file: &File, offset: u64, len: usize) -> io::Result<Vec<u8>> {
+    let there = file.metadata()?.len().saturating_sub(offset);
+    let mut buffer = vec![0; len.min(usize::try_from(there).unwrap_or(usize::MAX))];
+    let mut filled = 0;
+    while filled < buffer.len() {
+        match file.read_at(&mut buffer[filled..], offset + filled as u64) {
+            Ok(0) => break,
+            Ok(count) => filled += count,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    buffer.truncate(filled);
+    Ok(buffer)
+}
+
+/// A whole file that is only ever replaced by rename, so what is read is consistent.
+pub(super) fn read_whole(file: &File, path: &Path) -> Result<Vec<u8>, StoreError> {
+    let size = file.metadata().map_err(|error| io_error(path, &error))?.len();
+    if size > MAX_BYTES {
+        return Err(StoreError::new(
+            crate::model::Disposition::Quarantine,
+            format!("{}: {size} bytes are more than any file of its kind has", path.display()),
+        ));
+    }
+    read_at(file, 0, usize::try_from(size).unwrap_or(usize::MAX)).map_err(|error| io_error(path, &error))
+}
+
+/// The path still leads to the file we read.
+pub(super) fn is_same(file: &File, path: &Path) -> io::Result<bool> {
+    let (own, now) = (file.metadata()?, std::fs::metadata(path)?);
+    Ok((own.ino(), own.dev()) == (now.ino(), now.dev()))
+}
+
+/// One database file followed by its tail.
+#[derive(Debug, Default)]
+pub(super) struct Followed {
+    follower: Follower,
+    file: Option<File>,
+}
+
+impl Followed {
+    /// Brings the map up to date; true when something changed. `Ok(false)` and an empty map for a file that never was.
+    pub(super) fn update(&mut self, path: &Path) -> Result<Vec<crate::cyrus::db::Change>, StoreError> {
+        for n in 0..TRIES {
+            let meta = match std::fs::metadata(path) {
+                Ok(meta) => meta,
+                Err(error) => return Err(io_error(path, &error)),
+            };
+            if !self.file.as_ref().is_some_and(|file| same_file(file, &meta)) {
+                self.file = Some(open(path).map_err(|error| io_error(path, &error))?);
+            }
+            let Some(file) = &self.file else { continue };
+            if n > 0 {
+                lock::wait_for_writer(file);
+            }
+            let result = self.follower.update(meta.ino(), &mut |offset, len| read_at(file, offset, len));
+            match result {
+                Ok(changes) => match is_same(file, path) {
+                    Ok(true) => return Ok(changes.changed),
+                    // Replaced meanwhile: the changes are applied, the rest comes with the next round. They must not be
+                    // lost, so the caller is told to look at everything.
+                    _ => {
+                        self.file = None;
+                        let rest = self.update(path)?;
+                        return Ok(changes.changed.into_iter().chain(rest).collect());
+                    }
+                },
+                Err(error) if error.is_torn() && n + 1 < TRIES => {
+                    self.file = None;
+                    pause(n);
+                }
+                Err(crate::cyrus::db::FollowError::Format(error)) => return Err(format_error(path, &error)),
+                Err(crate::cyrus::db::FollowError::Io(error)) => return Err(io_error(path, &error)),
+            }
+        }
+        Err(StoreError::new(
+            crate::model::Disposition::RetrySoon,
+            format!("{}: changes faster than it can be read", path.display()),
+        ))
+    }
+
+    pub(super) fn map(&self) -> &Map {
+        self.follower.map()
+    }
+}
+
+fn same_file(file: &File, now: &Metadata) -> bool {
+    file.metadata().is_ok_and(|own| (own.ino(), own.dev()) == (now.ino(), now.dev()))
+}
+
+/// A small database read once.
+pub(super) fn read_db(paths: &[PathBuf]) -> Result<Map, StoreError> {
+    for n in 0..TRIES {
+        let Some((file, path)) = open_first(paths)? else { return Ok(Map::new()) };
+        if n > 0 {
+            lock::wait_for_writer(&file);
+        }
+        let bytes = read_whole(&file, path)?;
+        match crate::cyrus::db::parse(&bytes) {
+            Ok(map) => return Ok(map),
+            Err(error) if error.is_torn() && n + 1 < TRIES => pause(n),
+            Err(error) => return Err(format_error(path, &error)),
+        }
+    }
+    Ok(Map::new())
+}
+
+/// Inode, size and modification time: changes whenever a file is written or replaced.
+pub(super) fn stamp(meta: &Metadata) -> [u8; 32] {
+    let mut out = [0; 32];
+    out[..8].copy_from_slice(&meta.ino().to_be_bytes());
+    out[8..16].copy_from_slice(&meta.size().to_be_bytes());
+    out[16..24].copy_from_slice(&meta.mtime().to_be_bytes());
+    out[24..].copy_from_slice(&meta.mtime_nsec().to_be_bytes());
+    out
+}

@@ -1,0 +1,274 @@
+//! The live spool as a `MailStore`.
+
+use super::layout::Layout;
+use super::mailbox::{self, SpoolBodies};
+use super::read::Followed;
+use super::{format_error, users};
+use crate::cyrus::annotations;
+use crate::cyrus::imapd_conf::ImapdConf;
+use crate::cyrus::mboxlist::{self, Row, Standing};
+use crate::model::{
+    Annotation, BodySource, Disposition, Fingerprint, Listing, MailStore, MailboxEntry, MailboxSnapshot, MboxName,
+    QuotaLimits, QuotaRoot, StoreError, UniqueId, UserId, UserMeta,
+};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use tracing::warn;
+
+/// A Cyrus store on this machine's disks.
+pub struct LiveSpool {
+    conf: ImapdConf,
+    layout: Layout,
+    list: Mutex<List>,
+    annotations: Mutex<Followed>,
+}
+
+#[derive(Default)]
+struct List {
+    db: Followed,
+    mailboxes: BTreeMap<MboxName, Arc<MailboxEntry>>,
+    tombstones: BTreeMap<MboxName, UniqueId>,
+    listing: Option<Arc<Listing>>,
+    /// Rows are stored as of 3.6 (`N` and `I` keys).
+    modern: bool,
+}
+
+/// Opens the store that an imapd.conf describes.
+pub fn open_store(conf_path: &Path) -> Result<LiveSpool, StoreError> {
+    let fault = |text: String| StoreError::new(Disposition::Stop, text);
+    let read = |path: &Path| std::fs::read_to_string(path).map_err(|error| error.to_string());
+    let text =
+        read(conf_path).map_err(|error| fault(format!("{}: {error}; name the file with -C", conf_path.display())))?;
+    let conf = ImapdConf::parse(&text, &mut |path| read(Path::new(path)))
+        .map_err(|error| fault(format!("{}: {error}", conf_path.display())))?;
+    let layout = Layout::new(&conf).map_err(|error| fault(format!("{}: {error}", conf_path.display())))?;
+    if let Some(server) = conf.get("mupdate_server")
+        && conf.get("mupdate_config").is_none_or(|kind| kind == "standard")
+        && layout.partitions.is_empty()
+    {
+        return Err(fault(format!("{}: this is a Murder front end (mupdate_server {server})", conf_path.display())));
+    }
+    for kind in ["mboxlist_db", "annotation_db", "seenstate_db", "subscription_db"] {
+        if let Some(db) = conf.get(kind).filter(|db| db.starts_with("berkeley") || *db == "sql") {
+            return Err(fault(format!(
+                "{}: {kind} is {db}, which cannot be read beside a running server; convert it with cvt_cyrusdb",
+                conf_path.display()
+            )));
+        }
+    }
+    Ok(LiveSpool { conf, layout, list: Mutex::default(), annotations: Mutex::default() })
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl LiveSpool {
+    pub fn layout(&self) -> &Layout {
+        &self.layout
+    }
+
+    pub fn conf(&self) -> &ImapdConf {
+        &self.conf
+    }
+
+    fn updated_list(&self) -> Result<MutexGuard<'_, List>, StoreError> {
+        let mut list = lock(&self.list);
+        let path = &self.layout.mailboxes_db;
+        let changes = list.db.update(path).map_err(|error| {
+            // Without the list nothing can be concluded: least of all that everything was deleted.
+            let cure = "; without mailboxes.db nothing is replicated";
+            let disposition = match error.disposition {
+                Disposition::Quarantine => Disposition::Stop,
+                other => other,
+            };
+            StoreError::new(disposition, format!("{}{cure}", error.message))
+        })?;
+        if list.db.map().is_empty() {
+            return Err(StoreError::new(
+                Disposition::RetrySoon,
+                format!("{}: holds no mailbox at all; is this the right store, is it mounted?", path.display()),
+            ));
+        }
+        if changes.is_empty() && list.listing.is_some() {
+            return Ok(list);
+        }
+        for change in changes {
+            self.apply(&mut list, &change.key, change.new.as_deref());
+        }
+        let listing = Listing {
+            entries: list.mailboxes.values().cloned().collect(),
+            tombstones: list.tombstones.values().cloned().collect(),
+        };
+        list.listing = Some(Arc::new(listing));
+        Ok(list)
+    }
+
+    /// One changed row.
+    fn apply(&self, list: &mut List, key: &[u8], value: Option<&[u8]>) {
+        let modern_key = key.first() == Some(&b'N') && value.is_some_and(|value| value.starts_with(b"%(T "));
+        list.modern |= modern_key;
+        let Some(value) = value else {
+            // The row is gone; which name it had depends on the kind of list.
+            let name = match key.strip_prefix(b"N") {
+                Some(dbname) if list.modern => mboxlist::name_of_dbname(dbname),
+                _ => MboxName::new(key),
+            };
+            list.mailboxes.remove(&name);
+            list.tombstones.remove(&name);
+            return;
+        };
+        let listed = match mboxlist::row_for(key, value) {
+            Ok(Some(Row::Name(listed))) => listed,
+            Ok(_) => return,
+            Err(error) => {
+                warn!(mailbox = %String::from_utf8_lossy(key), %error, "row of mailboxes.db is left out");
+                return;
+            }
+        };
+        let standing = listed.standing(self.layout.servername.as_deref());
+        let mut entry = listed.mailbox;
+        let name = entry.name.clone();
+        list.mailboxes.remove(&name);
+        list.tombstones.remove(&name);
+        match standing {
+            Standing::Present | Standing::Placeholder => {
+                if entry.uniqueid.is_empty() {
+                    match mailbox::uniqueid_of(&self.layout, &entry) {
+                        Ok(id) => entry.uniqueid = id,
+                        Err(error) => {
+                            warn!(mailbox = %name, %error, "mailbox is left out");
+                            return;
+                        }
+                    }
+                }
+                if standing == Standing::Placeholder && !entry.mbtype.is_intermediate() {
+                    return;
+                }
+                list.mailboxes.insert(name, Arc::new(entry));
+            }
+            Standing::Tombstone if !entry.uniqueid.is_empty() => {
+                list.tombstones.insert(name, entry.uniqueid);
+            }
+            Standing::Tombstone | Standing::Elsewhere => {}
+        }
+    }
+
+    fn entry(&self, name: &MboxName) -> Result<Option<Arc<MailboxEntry>>, StoreError> {
+        Ok(self.updated_list()?.mailboxes.get(name).cloned())
+    }
+
+    /// The scopes under which the global annotation database may keep a mailbox's annotations.
+    fn annotation_scope<'a>(&self, entry: &'a MailboxEntry, modern: bool) -> &'a [u8] {
+        if modern { entry.uniqueid.as_bytes() } else { entry.name.as_bytes() }
+    }
+
+    fn updated_annotations(&self) -> Result<MutexGuard<'_, Followed>, StoreError> {
+        let mut annotations = lock(&self.annotations);
+        let path = &self.layout.annotations_db;
+        match annotations.update(path) {
+            Ok(_) => Ok(annotations),
+            // A store that never had an annotation has no file.
+            Err(_) if !path.exists() => {
+                *annotations = Followed::default();
+                Ok(annotations)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    fn is_modern(&self) -> bool {
+        lock(&self.list).modern
+    }
+}
+
+impl MailStore for LiveSpool {
+    fn identity(&self) -> Result<String, StoreError> {
+        let path = &self.layout.configdirectory;
+        let meta = std::fs::metadata(path).map_err(|error| super::io_error(path, &error))?;
+        Ok(format!("spool {} inode {}", path.display(), meta.ino()))
+    }
+
+    fn listing(&self) -> Result<Arc<Listing>, StoreError> {
+        Ok(self.updated_list()?.listing.clone().unwrap_or_default())
+    }
+
+    fn mailbox(&self, entry: &MailboxEntry) -> Result<Option<MailboxSnapshot>, StoreError> {
+        let Some(mut snapshot) = mailbox::read_mailbox(&self.layout, entry)? else { return Ok(None) };
+        let modern = self.is_modern();
+        let annotations = self.updated_annotations()?;
+        snapshot.annotations =
+            annotations::of_scope(annotations.map(), self.annotation_scope(entry, modern), entry.name.owner().as_ref())
+                .map_err(|error| format_error(&self.layout.annotations_db, &error))?;
+        Ok(Some(snapshot))
+    }
+
+    fn fingerprint(&self, entry: &MailboxEntry) -> Result<Option<Fingerprint>, StoreError> {
+        mailbox::fingerprint(&self.layout, entry)
+    }
+
+    fn user_fingerprint(&self, user: &UserId) -> Result<Fingerprint, StoreError> {
+        let inbox = self.entry(&user.inbox())?;
+        Ok(users::fingerprint(&users::places(&self.layout, user, inbox.as_deref())))
+    }
+
+    fn bodies(&self, entry: &MailboxEntry) -> Result<Box<dyn BodySource>, StoreError> {
+        Ok(Box::new(SpoolBodies::new(&self.layout, entry)))
+    }
+
+    fn users(&self) -> Result<Vec<UserId>, StoreError> {
+        Ok(users::owners(self.updated_list()?.mailboxes.keys()))
+    }
+
+    fn user_meta(&self, user: &UserId) -> Result<UserMeta, StoreError> {
+        let inbox = self.entry(&user.inbox())?;
+        users::user_meta(&users::places(&self.layout, user, inbox.as_deref()), user)
+    }
+
+    fn quotas(&self) -> Result<BTreeMap<QuotaRoot, QuotaLimits>, StoreError> {
+        users::quotas(&self.layout)
+    }
+
+    fn quota(&self, root: &QuotaRoot) -> Result<Option<QuotaLimits>, StoreError> {
+        users::quota_of(&self.layout, root)
+    }
+
+    fn server_annotations(&self) -> Result<Vec<Annotation>, StoreError> {
+        let annotations = self.updated_annotations()?;
+        annotations::of_scope(annotations.map(), b"", None)
+            .map_err(|error| format_error(&self.layout.annotations_db, &error))
+    }
+
+    fn annotated_mailboxes(&self) -> Result<BTreeMap<UniqueId, Vec<Annotation>>, StoreError> {
+        let (modern, entries) = {
+            let list = self.updated_list()?;
+            (list.modern, list.listing.clone().unwrap_or_default())
+        };
+        let annotations = self.updated_annotations()?;
+        let scopes: BTreeSet<&[u8]> =
+            annotations::scopes(annotations.map()).filter(|scope| !scope.is_empty()).collect();
+        let by_scope: HashMap<&[u8], &Arc<MailboxEntry>> =
+            entries.entries.iter().map(|entry| (self.annotation_scope(entry, modern), entry)).collect();
+        let mut out = BTreeMap::new();
+        for scope in scopes {
+            let Some(entry) = by_scope.get(scope) else { continue };
+            let list = annotations::of_scope(annotations.map(), scope, entry.name.owner().as_ref())
+                .map_err(|error| format_error(&self.layout.annotations_db, &error))?;
+            if !list.is_empty() {
+                out.insert(entry.uniqueid.clone(), list);
+            }
+        }
+        Ok(out)
+    }
+
+    fn sieve_in_mailboxes(&self) -> bool {
+        // Asked before the list was read once? Then it is read now.
+        self.updated_list().map_or_else(|_| self.is_modern(), |list| list.modern)
+    }
+
+    fn deleted_prefix(&self) -> &[u8] {
+        &self.layout.deletedprefix
+    }
+}
