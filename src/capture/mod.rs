@@ -1,1 +1,7 @@
-//! (being written)
+//! How change is noticed.
+
+pub mod coalesce;
+pub mod derive;
+
+pub use coalesce::Coalescer;
+pub use derive::{Reach, Roots};
