@@ -4,7 +4,7 @@ use spooltap::replay::{Depth, Player, Recording, Speed, compare};
 use spooltap::spool::open_store;
 use std::path::{Path, PathBuf};
 
-fn recordings() -> Vec<PathBuf> {
+pub fn recordings() -> Vec<PathBuf> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let shared = std::env::var_os("SPOOLTAP_SHARED").map_or_else(|| root.join("../shared"), PathBuf::from);
     let mut out: Vec<PathBuf> = [root.join("fixtures/replays"), shared.join("replays")]

@@ -2,6 +2,7 @@
 
 mod util;
 
+mod archive;
 mod capture;
 mod cli;
 mod cyrus_live;

@@ -1,1 +1,204 @@
-//! (being written)
+//! Mail stores kept through `object_store`: `file:///DIR`, other places by a feature of that crate and a URL.
+//!
+//! Message bodies are objects named by their GUID, written once. Everything else is state: one chain of generations
+//! per mailbox and per user, one for the index of mailboxes, one for quotas and server annotations (see `chain`).
+//! Publishing goes bodies first, then the mailbox, then the index; each of these is one atomic step, so whatever is
+//! cut off leaves the state before it. The layout with examples is in `docs/archive.md`.
+//!
+//! `Archive` is the room's front door for writers (`replica::archive`), `ArchiveStore` reads an archive as a
+//! `MailStore`. All calls block; none may be made on a thread that runs async tasks.
+
+mod accounts;
+mod bodies;
+mod chain;
+mod index;
+mod mailbox;
+mod objects;
+mod shapes;
+mod store;
+mod text;
+mod writer;
+
+pub use bodies::PutError;
+pub use store::ArchiveStore;
+pub use writer::{ApplyError, Writer};
+
+use crate::model::{Disposition, MailboxView, MboxName, UniqueId};
+use chain::Chain;
+use mailbox::Mailbox;
+use object_store::ObjectStore;
+use objects::Objects;
+use shapes::{About, Row, StoredMailbox};
+use std::collections::HashMap;
+use std::hash::{BuildHasher, RandomState};
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// An archive could not be read or written.
+#[derive(Debug, thiserror::Error)]
+pub enum ArchiveError {
+    #[error("{object}: {cause}")]
+    Store { object: String, cause: object_store::Error },
+    #[error("{object}: {fault}")]
+    Format { object: String, fault: String },
+    /// Somebody else has published first; nothing of ours was.
+    #[error("{object}: somebody else has written to it meanwhile")]
+    Conflict { object: String },
+    #[error("archive {url:?}: {fault}")]
+    Url { url: String, fault: String },
+    #[error("archive: {0}")]
+    Runtime(String),
+}
+
+impl ArchiveError {
+    pub fn disposition(&self) -> Disposition {
+        match self {
+            Self::Store {
+                cause: object_store::Error::PermissionDenied { .. } | object_store::Error::Unauthenticated { .. },
+                ..
+            }
+            | Self::Url { .. } => Disposition::Stop,
+            Self::Store { .. } | Self::Runtime(_) => Disposition::Reconnect,
+            Self::Conflict { .. } => Disposition::RetrySoon,
+            Self::Format { .. } => Disposition::Quarantine,
+        }
+    }
+}
+
+/// A place where a mail store is kept. Cheap to clone; clones share what they remember.
+#[derive(Clone)]
+pub struct Archive {
+    objects: Objects,
+    index: Arc<index::Index>,
+    cache: Arc<Mutex<Cache>>,
+}
+
+const ABOUT: &str = "archive.json";
+
+impl Archive {
+    /// `file:///DIR`, whether there is an archive yet or not.
+    pub fn open(url: &str) -> Result<Self, ArchiveError> {
+        Ok(Self::at(Objects::open(url)?))
+    }
+
+    /// An archive at the root of any object store; `name` stands in messages.
+    pub fn with_store(store: Arc<dyn ObjectStore>, name: &str) -> Self {
+        Self::at(Objects::new(store, Default::default(), name))
+    }
+
+    fn at(objects: Objects) -> Self {
+        Self { objects, index: Arc::default(), cache: Arc::default() }
+    }
+
+    /// The URL.
+    pub fn name(&self) -> &str {
+        &self.objects.name
+    }
+
+    /// Identity of the archive; `None` where there is none yet.
+    pub fn id(&self) -> Result<Option<String>, ArchiveError> {
+        let Some(bytes) = self.objects.get(ABOUT)? else { return Ok(None) };
+        let about: About = chain::decode(&bytes, About::KIND)
+            .map_err(|fault| ArchiveError::Format { object: format!("{}/{ABOUT}", self.name()), fault })?;
+        Ok(Some(about.id))
+    }
+
+    /// Makes an archive where there is none, and returns its identity.
+    pub fn ensure(&self) -> Result<String, ArchiveError> {
+        if let Some(id) = self.id()? {
+            return Ok(id);
+        }
+        // Two hashers with keys of the operating system's making: unique, which is all that is asked of it.
+        let random = || RandomState::new().hash_one(std::process::id());
+        let id = format!("{:016x}{:016x}", random(), random());
+        let about = About { format: chain::FORMAT, kind: About::KIND.to_owned(), id: id.clone() };
+        if self.objects.create(ABOUT, chain::encode(&about)?)? { Ok(id) } else { Ok(self.id()?.unwrap_or_default()) }
+    }
+
+    /// A session that writes, with traffic counters of its own.
+    pub fn writer(&self) -> Writer {
+        Writer::new(Self { objects: self.objects.counted_apart(), ..self.clone() })
+    }
+
+    fn folder(id: &UniqueId) -> String {
+        format!("mailboxes/{}", text::path_part(id.as_bytes()))
+    }
+
+    /// Views of mailboxes without their records, in the order of `rows`; one that vanishes meanwhile is left out.
+    fn heads(&self, rows: Vec<(MboxName, Row)>) -> Result<Vec<MailboxView>, ArchiveError> {
+        let views = self.objects.many(rows, |objects, (name, row)| {
+            let stored = chain::load_newest::<StoredMailbox>(objects, &Self::folder(&row.uniqueid))?;
+            Ok(stored.map(|stored| {
+                let mut view = Mailbox::view_of(stored);
+                row.override_head(&name, &mut view.head);
+                view
+            }))
+        })?;
+        Ok(views.into_iter().flatten().collect())
+    }
+
+    /// A mailbox as it is published now; `None` when it has no objects.
+    fn load(&self, name: &MboxName, row: &Row) -> Result<Option<(Chain, Mailbox)>, ArchiveError> {
+        let folder = Self::folder(&row.uniqueid);
+        let mut loaded = self.cache().take(&row.uniqueid);
+        if let Some((chain, _)) = &loaded
+            && !chain.is_current(&self.objects, &folder)?
+        {
+            loaded = None;
+        }
+        if loaded.is_none() {
+            let read = chain::load::<StoredMailbox>(&self.objects, &folder)?;
+            let object = || format!("{}/{folder}", self.name());
+            loaded = read.map(|(chain, stored)| Ok((chain, Mailbox::load(stored, &object())?))).transpose()?;
+        }
+        Ok(loaded.map(|(chain, mut mailbox)| {
+            row.override_head(name, &mut mailbox.head);
+            (chain, mailbox)
+        }))
+    }
+
+    fn keep(&self, id: &UniqueId, chain: Chain, mailbox: Mailbox) {
+        self.cache().put(id, chain, mailbox);
+    }
+
+    fn cache(&self) -> std::sync::MutexGuard<'_, Cache> {
+        self.cache.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Mailboxes that were written lately, so that a flag change need not read a whole mailbox. Bounded by records.
+#[derive(Default)]
+struct Cache {
+    mailboxes: HashMap<UniqueId, (u64, Chain, Mailbox)>,
+    records: usize,
+    clock: u64,
+}
+
+impl Cache {
+    /// About 100 MB.
+    const RECORDS: usize = 400_000;
+    /// An empty mailbox takes memory too.
+    const LEAST: usize = 8;
+
+    fn weight(mailbox: &Mailbox) -> usize {
+        mailbox.records.len() + Self::LEAST
+    }
+
+    /// Takes it out: whoever changes a mailbox owns it, and what fails half-way is not remembered.
+    fn take(&mut self, id: &UniqueId) -> Option<(Chain, Mailbox)> {
+        let (_, chain, mailbox) = self.mailboxes.remove(id)?;
+        self.records -= Self::weight(&mailbox);
+        Some((chain, mailbox))
+    }
+
+    fn put(&mut self, id: &UniqueId, chain: Chain, mailbox: Mailbox) {
+        self.take(id);
+        self.records += Self::weight(&mailbox);
+        self.clock += 1;
+        self.mailboxes.insert(id.clone(), (self.clock, chain, mailbox));
+        while self.records > Self::RECORDS {
+            let oldest = self.mailboxes.iter().min_by_key(|(_, (used, ..))| *used).map(|(id, _)| id.clone());
+            let Some(oldest) = oldest else { break };
+            self.take(&oldest);
+        }
+    }
+}

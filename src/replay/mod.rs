@@ -10,7 +10,7 @@ mod ops;
 mod player;
 mod recording;
 
-pub use compare::{Depth, compare};
+pub use compare::{Depth, compare, compare_replica};
 pub use player::{Mark, Phase, Player, Speed, StepEvent};
 pub use recording::Recording;
 

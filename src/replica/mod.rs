@@ -1,1 +1,5 @@
-//! (being written)
+//! Where a delta goes, one `Replica` each.
+
+mod archive;
+
+pub use archive::ArchiveTarget;

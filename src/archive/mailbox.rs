@@ -1,0 +1,244 @@
+//! One mailbox in memory, and what an update makes of it. No I/O.
+
+use super::ArchiveError;
+use super::shapes::{FlagTable, Head, StoredMailbox, load_annotations, load_records, store_annotations, store_record};
+use crate::cyrus::synccrc::{self, AnnotRule};
+use crate::model::{
+    Annotation, FlagName, MailboxHead, MailboxSnapshot, MailboxUpdate, MailboxView, MessageGuid, Record, SyncCrcs,
+    SystemFlags, Uid,
+};
+use std::collections::HashSet;
+
+/// What `Capabilities::annot_crc` of an archive promises: all virtual annotations count.
+pub(super) const ANNOT_RULE: AnnotRule =
+    AnnotRule { start: 12_345_678, thrid: true, savedate: true, createdmodseq: true };
+
+/// The index version in which all of them exist; snapshots read from an archive say so.
+const MINOR_VERSION: u32 = 17;
+
+/// A mailbox as it is published.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(super) struct Mailbox {
+    pub head: MailboxHead,
+    pub crcs: SyncCrcs,
+    pub user_flags: Vec<Option<FlagName>>,
+    pub annotations: Vec<Annotation>,
+    /// Ascending by UID.
+    pub records: Vec<Record>,
+}
+
+/// What an update changes: the records that differ, and everything else as it will be.
+#[derive(Debug)]
+pub(super) struct Change {
+    pub head: MailboxHead,
+    pub crcs: SyncCrcs,
+    pub user_flags: Vec<Option<FlagName>>,
+    pub annotations: Vec<Annotation>,
+    pub records: Vec<Record>,
+}
+
+/// Why an update cannot be applied.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Refusal {
+    /// The mailbox is not what the update was made for.
+    Changed(String),
+    /// No mailbox can take this.
+    Never(String),
+}
+
+impl Mailbox {
+    pub fn load(stored: StoredMailbox, object: &str) -> Result<Self, ArchiveError> {
+        let StoredMailbox { head, crcs, user_flags, annotations, records } = stored;
+        let (user_flags, records) = load_records(&user_flags, records, object)?;
+        Ok(Self { head: head.into(), crcs, user_flags, annotations: load_annotations(annotations), records })
+    }
+
+    /// A view without records, from any generation: only the records of one may be incomplete.
+    pub fn view_of(stored: StoredMailbox) -> MailboxView {
+        MailboxView {
+            head: stored.head.into(),
+            crc_basic: Some(stored.crcs.basic),
+            crc_annot: Some(stored.crcs.annot),
+            annotations: load_annotations(stored.annotations),
+            user_flags: Vec::new(),
+            records: None,
+        }
+    }
+
+    pub fn view(&self) -> MailboxView {
+        MailboxView {
+            head: self.head.clone(),
+            crc_basic: Some(self.crcs.basic),
+            crc_annot: Some(self.crcs.annot),
+            annotations: self.annotations.clone(),
+            user_flags: self.user_flags.clone(),
+            records: Some(self.records.clone()),
+        }
+    }
+
+    pub fn snapshot(self) -> MailboxSnapshot {
+        MailboxSnapshot {
+            head: self.head,
+            deletedmodseq: Default::default(),
+            minor_version: MINOR_VERSION,
+            user_flags: self.user_flags,
+            annotations: self.annotations,
+            records: self.records,
+        }
+    }
+
+    pub fn record(&self, uid: Uid) -> Option<&Record> {
+        self.records.binary_search_by_key(&uid, |record| record.uid).ok().and_then(|at| self.records.get(at))
+    }
+
+    /// What `update` changes here; checked against the checksums that it promises.
+    pub fn plan(&self, update: &MailboxUpdate) -> Result<Change, Refusal> {
+        if let Some(since) = update.since {
+            let same = |theirs: u32, ours: u32| theirs == 0 || ours == 0 || theirs == ours;
+            if since.modseq != self.head.highestmodseq
+                || !same(since.crcs.basic, self.crcs.basic)
+                || !same(since.crcs.annot, self.crcs.annot)
+            {
+                return Err(Refusal::Changed(format!(
+                    "{} is at modseq {}, the update expects {}",
+                    self.head.name, self.head.highestmodseq.0, since.modseq.0
+                )));
+            }
+        }
+        let mut table = FlagTable::new(&update.user_flags);
+        let mut changed = self.moved_flags(&mut table)?;
+        let moved: HashSet<Uid> = changed.iter().map(|record| record.uid).collect();
+        let mut given = Vec::with_capacity(update.records.len());
+        for record in &update.records {
+            let mut record = record.clone();
+            record.system_flags.0 &= SystemFlags::REPLICATED;
+            record.user_flags &= table
+                .names
+                .iter()
+                .enumerate()
+                .filter(|(_, name)| name.is_some())
+                .fold(0, |all, (bit, _)| all | 1 << bit);
+            if moved.contains(&record.uid) || self.record(record.uid) != Some(&record) {
+                given.push(record);
+            }
+        }
+        if !given.is_sorted_by_key(|record| record.uid) {
+            return Err(Refusal::Never("records of an update must ascend by UID".to_owned()));
+        }
+        let given_uids: HashSet<Uid> = given.iter().map(|record| record.uid).collect();
+        changed.retain(|record| !given_uids.contains(&record.uid));
+        changed.extend(given);
+        changed.sort_by_key(|record| record.uid);
+        let crcs = self.crcs_with(&changed, &table.names);
+        let same = |promised: u32, computed: u32| promised == 0 || computed == 0 || promised == computed;
+        if !same(update.crcs.basic, crcs.basic) || !same(update.crcs.annot, crcs.annot) {
+            return Err(Refusal::Changed(format!(
+                "{} would have the checksums {} {}, the update promises {} {}",
+                update.head.name, crcs.basic, crcs.annot, update.crcs.basic, update.crcs.annot
+            )));
+        }
+        Ok(Change {
+            head: update.head.clone(),
+            crcs,
+            user_flags: table.names,
+            annotations: update.annotations.clone(),
+            records: changed,
+        })
+    }
+
+    /// Marks these messages expunged, as `EXPUNGE` over csync does: modseqs stay.
+    pub fn plan_expunge(&self, uids: &[Uid]) -> Change {
+        let live = uids.iter().filter_map(|uid| self.record(*uid)).filter(|record| !record.is_expunged()).cloned();
+        let mut records: Vec<Record> = live.collect();
+        records.iter_mut().for_each(|record| record.system_flags.0 |= SystemFlags::EXPUNGED);
+        records.sort_by_key(|record| record.uid);
+        records.dedup_by_key(|record| record.uid);
+        Change {
+            head: self.head.clone(),
+            crcs: self.crcs_with(&records, &self.user_flags),
+            user_flags: self.user_flags.clone(),
+            annotations: self.annotations.clone(),
+            records,
+        }
+    }
+
+    /// True when `change` would leave everything as it is.
+    pub fn has(&self, change: &Change) -> bool {
+        change.records.is_empty()
+            && change.head == self.head
+            && change.crcs == self.crcs
+            && change.annotations == self.annotations
+            && change.user_flags == self.user_flags
+    }
+
+    pub fn apply(&mut self, change: Change) {
+        for record in change.records {
+            match self.records.binary_search_by_key(&record.uid, |record| record.uid) {
+                Ok(at) => {
+                    if let Some(old) = self.records.get_mut(at) {
+                        *old = record;
+                    }
+                }
+                Err(at) => self.records.insert(at, record),
+            }
+        }
+        self.head = change.head;
+        self.crcs = change.crcs;
+        self.user_flags = change.user_flags;
+        self.annotations = change.annotations;
+    }
+
+    /// GUIDs and sizes of live messages that `change` brings and that were not here before under their UID.
+    pub fn new_bodies<'a>(&'a self, change: &'a Change) -> impl Iterator<Item = (MessageGuid, u64)> + 'a {
+        let known = |record: &&Record| self.record(record.uid).is_some_and(|old| old.guid == record.guid);
+        let new = change.records.iter().filter(|record| !record.is_expunged()).filter(move |record| !known(record));
+        new.map(|record| (record.guid, record.size))
+    }
+
+    /// Records whose flag bits mean something else in `table`, as they are there. Usually none: flag tables grow.
+    fn moved_flags(&self, table: &mut FlagTable) -> Result<Vec<Record>, Refusal> {
+        let used = self.records.iter().fold(0, |used, record| used | record.user_flags);
+        let mut bits = Vec::new();
+        for (bit, name) in self.user_flags.iter().enumerate().filter(|(bit, _)| used >> bit & 1 == 1) {
+            let to = match name {
+                Some(name) => table
+                    .bit(name)
+                    .ok_or_else(|| Refusal::Never(format!("{} has too many user flags", self.head.name)))?,
+                None => 0,
+            };
+            bits.push((1 << bit, to));
+        }
+        if bits.iter().all(|(from, to)| from == to) {
+            return Ok(Vec::new());
+        }
+        let moved = |record: &Record| {
+            let set = bits.iter().filter(|(from, _)| record.user_flags & from != 0);
+            Record { user_flags: set.fold(0, |all, (_, to)| all | to), ..record.clone() }
+        };
+        Ok(self.records.iter().filter(|record| record.user_flags != 0).map(moved).collect())
+    }
+
+    /// Checksums are sums over records: what leaves and what comes is enough to know the new ones.
+    fn crcs_with(&self, changed: &[Record], table: &[Option<FlagName>]) -> SyncCrcs {
+        let old: Vec<Record> = changed.iter().filter_map(|record| self.record(record.uid)).cloned().collect();
+        let basic = |records: &[Record], table: &[Option<FlagName>]| synccrc::basic(records, table);
+        let annot = |records: &[Record]| synccrc::annot(records, ANNOT_RULE) ^ ANNOT_RULE.start;
+        let had = if self.records.is_empty() { SyncCrcs { basic: 0, annot: ANNOT_RULE.start } } else { self.crcs };
+        SyncCrcs {
+            basic: had.basic ^ basic(&old, &self.user_flags) ^ basic(changed, table),
+            annot: had.annot ^ annot(&old) ^ annot(changed),
+        }
+    }
+}
+
+impl Change {
+    pub fn store(&self) -> StoredMailbox {
+        StoredMailbox {
+            head: Head::from(&self.head),
+            crcs: self.crcs,
+            user_flags: self.user_flags.clone(),
+            annotations: store_annotations(&self.annotations),
+            records: self.records.iter().map(|record| store_record(record, &self.user_flags)).collect(),
+        }
+    }
+}

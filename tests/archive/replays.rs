@@ -1,0 +1,55 @@
+//! Recordings of real servers, replicated into an archive by the engine: what is read back is what IMAP showed.
+
+use super::super::spool::recordings;
+use object_store::memory::InMemory;
+use spooltap::archive::{Archive, ArchiveStore};
+use spooltap::engine::{Backoff, Engine, Options};
+use spooltap::model::{MailStore, ReplicaTarget};
+use spooltap::replay::{Depth, Player, Recording, Speed, compare_replica};
+use spooltap::replica::ArchiveTarget;
+use spooltap::spool::open_store;
+use spooltap::state::State;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// An engine from `store` to `target` with receipts in `dir`.
+fn start(store: Arc<dyn MailStore>, target: ArchiveTarget, dir: &Path) -> (Engine, State) {
+    let state = State::open(dir, &store.identity().expect("identity")).expect("state");
+    let target: Arc<dyn ReplicaTarget> = Arc::new(target);
+    let replica = state.replica(&target.name());
+    let backoff = Backoff { first: Duration::from_millis(1), most: Duration::from_millis(5) };
+    let options = Options { lanes: 2, backoff, allow_removals: true, ..Options::default() };
+    (Engine::start(store, vec![(target, replica)], &options, Arc::new(|_| {})), state)
+}
+
+fn settle(engine: &Engine) {
+    engine.scan();
+    assert!(engine.settle(8, Some(Duration::from_secs(30))), "{:?}", engine.stats());
+    let failed: Vec<_> = engine.stats().into_iter().flat_map(|stats| stats.queue.failed).collect();
+    assert!(failed.is_empty(), "{failed:?}");
+}
+
+#[test]
+fn every_mark_of_every_recording_is_kept() {
+    let mut faults = Vec::new();
+    for path in recordings() {
+        let name = path.file_name().expect("name").to_string_lossy().into_owned();
+        let (spool, receipts) = (tempfile::tempdir().expect("directory"), tempfile::tempdir().expect("directory"));
+        let recording = Recording::open(&path).expect("recording");
+        let conf = recording.unpack(spool.path()).expect("unpacks");
+        let archive = Archive::with_store(Arc::new(InMemory::new()), "memory:");
+        let store = Arc::new(open_store(&conf).expect("opens"));
+        let (engine, _state) = start(store, ArchiveTarget::of(archive.clone()), receipts.path());
+        let mut player = Player::new(&recording, spool.path());
+        while let Some(mark) = player.next_mark(Speed::Asap).expect("plays") {
+            settle(&engine);
+            let kept = ArchiveStore::open(archive.clone()).expect("opens");
+            let differences = compare_replica(&kept, &mark.truth, Depth::Bodies).expect("reads");
+            let place = format!("{name} step {} ({})", mark.step, mark.what);
+            faults.extend(differences.into_iter().map(|text| format!("{place}: {text}")));
+        }
+        engine.stop(Duration::from_secs(5));
+    }
+    assert!(faults.is_empty(), "{} differences:\n{}", faults.len(), faults[..faults.len().min(40)].join("\n"));
+}
