@@ -1,1 +1,11 @@
-//! (being written)
+//! The replication protocol of Cyrus (csync), client side. `codec` splits the server's bytes into answers, `command`
+//! makes requests and reads answers, `dialect` knows what each release takes, `sasl` logs in: all without a socket.
+//! `transport` is the only part with one.
+
+pub mod codec;
+pub mod command;
+pub mod dialect;
+pub mod sasl;
+pub mod transport;
+
+pub use dialect::{Dialect, Generation};

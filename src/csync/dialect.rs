@@ -1,0 +1,144 @@
+//! What each release of `sync_server` takes. One row per generation; nothing else asks for a version.
+
+use crate::model::{AnnotCrc, Capabilities};
+
+/// Releases that behave alike.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Generation {
+    V24,
+    V25,
+    V30,
+    V32,
+    V36,
+    V38,
+    V310,
+    V312,
+}
+
+/// How to speak to one generation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Dialect {
+    pub generation: Generation,
+    pub annot_crc: AnnotCrc,
+    /// Message and mailbox annotations travel inside MAILBOX; else mailbox annotations by ANNOTATION commands.
+    pub annotations_inside: bool,
+    pub since: bool,
+    pub savedate: bool,
+    pub intermediates: bool,
+    /// Updating an existing script may store an empty one: remove it first (3.6.0 to 3.6.5, 3.8.0 to 3.8.3).
+    pub sieve_replace: bool,
+    /// UNANNOTATION kills the server process.
+    pub unannotation: bool,
+    /// Type letters this generation knows; from 3.6 on an unknown one kills the process.
+    pub mbtypes: &'static str,
+}
+
+const fn row(generation: Generation) -> Dialect {
+    Dialect {
+        generation,
+        annot_crc: AnnotCrc::New,
+        annotations_inside: true,
+        since: true,
+        savedate: true,
+        intermediates: true,
+        sieve_replace: false,
+        unannotation: true,
+        mbtypes: "acbspfinrmzd",
+    }
+}
+
+const ROWS: [Dialect; 8] = [
+    Dialect {
+        annot_crc: AnnotCrc::None,
+        annotations_inside: false,
+        since: false,
+        savedate: false,
+        intermediates: false,
+        unannotation: false,
+        mbtypes: "",
+        ..row(Generation::V24)
+    },
+    Dialect {
+        annot_crc: AnnotCrc::Old,
+        since: false,
+        savedate: false,
+        intermediates: false,
+        mbtypes: "acnrmzd",
+        ..row(Generation::V25)
+    },
+    Dialect {
+        annot_crc: AnnotCrc::Old,
+        since: false,
+        savedate: false,
+        intermediates: false,
+        mbtypes: "acbnrmzd",
+        ..row(Generation::V30)
+    },
+    Dialect { mbtypes: "acbspinrmzd", ..row(Generation::V32) },
+    Dialect { sieve_replace: true, ..row(Generation::V36) },
+    Dialect { sieve_replace: true, mbtypes: "acbspfjinrmzd", ..row(Generation::V38) },
+    Dialect { mbtypes: "acbspfjinrmzd", ..row(Generation::V310) },
+    Dialect { mbtypes: "acbspfjinrmzd", ..row(Generation::V312) },
+];
+
+impl Dialect {
+    /// The row of a generation.
+    pub fn of(generation: Generation) -> Self {
+        ROWS.into_iter().find(|row| row.generation == generation).unwrap_or(row(generation))
+    }
+
+    /// What the engine may ask of such a replica; `sieve_mailboxes` was agreed on in this session.
+    pub fn capabilities(&self, sieve_mailboxes: bool) -> Capabilities {
+        Capabilities {
+            annot_crc: self.annot_crc,
+            checks_since: self.since,
+            sieve_mailboxes,
+            intermediates: self.intermediates,
+            keeps_savedate: self.savedate,
+            message_annotations: self.annotations_inside,
+        }
+    }
+}
+
+/// The generation out of a banner's last line, where it names a version: `… Cyrus sync server 3.6.1-Debian…`.
+pub fn generation_of(banner: &str) -> Option<Generation> {
+    let version = banner.split("sync server ").nth(1)?.trim_start_matches(['v', 'g', 'i', 't']);
+    let mut numbers = version.split(|c: char| !c.is_ascii_digit()).map(str::parse::<u32>);
+    let (major, minor) = (numbers.next()?.ok()?, numbers.next()?.ok()?);
+    Some(match (major, minor) {
+        (2, 4) => Generation::V24,
+        (2, 5) => Generation::V25,
+        (3, 0) => Generation::V30,
+        (3, 1..=5) => Generation::V32,
+        (3, 6..=7) => Generation::V36,
+        (3, 8..=9) => Generation::V38,
+        (3, 10..=11) => Generation::V310,
+        (3, _) => Generation::V312,
+        (4.., _) => Generation::V312,
+        _ => return None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn banners_of_real_servers() {
+        let check = |text: &str| generation_of(text);
+        assert_eq!(check("* OK b.example Cyrus sync server 3.6.1-Debian-3.6.1-4+deb12u5"), Some(Generation::V36));
+        assert_eq!(check("* OK b.example Cyrus sync server git2.4.22+0"), Some(Generation::V24));
+        assert_eq!(check("* OK b.example Cyrus sync server 2.5.11"), Some(Generation::V25));
+        assert_eq!(check("* OK b.example Cyrus sync server 3.12.1"), Some(Generation::V312));
+        assert_eq!(check("* OK b.example Cyrus sync server unknown"), None);
+        assert_eq!(check("* OK b.example Cyrus sync server v2.3.16"), None);
+    }
+
+    #[test]
+    fn every_generation_has_its_row() {
+        for row in ROWS {
+            assert_eq!(Dialect::of(row.generation), row);
+        }
+        assert!(!Dialect::of(Generation::V24).unannotation);
+    }
+}

@@ -1,0 +1,157 @@
+//! The socket: blocking, one write per request, raw DEFLATE both ways once agreed on. TLS has its place between the
+//! stream and the compression.
+
+use super::codec::Splitter;
+use flate2::{Compress, Compression, Decompress, FlushCompress, FlushDecompress, Status};
+use std::io::{self, Read, Write};
+use std::net::{TcpStream, ToSocketAddrs};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::time::Duration;
+
+enum Stream {
+    Tcp(TcpStream),
+    Unix(UnixStream),
+}
+
+/// Longest wait for a connection.
+const CONNECT: Duration = Duration::from_secs(10);
+/// A peer that takes nothing for so long is gone.
+const WRITE: Duration = Duration::from_secs(120);
+
+/// One connection.
+pub struct Transport {
+    stream: Stream,
+    splitter: Splitter,
+    deflate: Option<(Compress, Decompress)>,
+    scratch: Vec<u8>,
+    pub sent: u64,
+    pub received: u64,
+    pub loopback: bool,
+}
+
+impl Transport {
+    /// Connects by TCP to the first address that answers.
+    pub fn tcp(host: &str, port: u16) -> io::Result<Self> {
+        let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
+        for address in (host, port).to_socket_addrs()? {
+            match TcpStream::connect_timeout(&address, CONNECT) {
+                Ok(stream) => {
+                    stream.set_nodelay(true)?;
+                    stream.set_write_timeout(Some(WRITE))?;
+                    return Ok(Self::new(Stream::Tcp(stream), address.ip().is_loopback()));
+                }
+                Err(error) => last = error,
+            }
+        }
+        Err(last)
+    }
+
+    /// Connects to a UNIX socket.
+    pub fn unix(path: &Path) -> io::Result<Self> {
+        let stream = UnixStream::connect(path)?;
+        stream.set_write_timeout(Some(WRITE))?;
+        Ok(Self::new(Stream::Unix(stream), true))
+    }
+
+    fn new(stream: Stream, loopback: bool) -> Self {
+        Self {
+            stream,
+            splitter: Splitter::default(),
+            deflate: None,
+            scratch: vec![0; 64 << 10],
+            sent: 0,
+            received: 0,
+            loopback,
+        }
+    }
+
+    /// Longest wait for bytes from now on.
+    pub fn timeout(&mut self, timeout: Duration) -> io::Result<()> {
+        match &self.stream {
+            Stream::Tcp(stream) => stream.set_read_timeout(Some(timeout)),
+            Stream::Unix(stream) => stream.set_read_timeout(Some(timeout)),
+        }
+    }
+
+    /// Everything from here on, both ways, is one raw DEFLATE stream per direction.
+    pub fn start_deflate(&mut self) {
+        self.deflate = Some((Compress::new(Compression::fast(), false), Decompress::new(false)));
+    }
+
+    fn raw_write(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.sent = self.sent.saturating_add(bytes.len() as u64);
+        match &mut self.stream {
+            Stream::Tcp(stream) => stream.write_all(bytes),
+            Stream::Unix(stream) => stream.write_all(bytes),
+        }
+    }
+
+    /// Sends bytes; `last` ends a request, so everything up to here must reach the peer now.
+    pub fn send(&mut self, bytes: &[u8], last: bool) -> io::Result<()> {
+        let Some((compress, _)) = &mut self.deflate else { return self.raw_write(bytes) };
+        let flush = if last { FlushCompress::Sync } else { FlushCompress::None };
+        let mut out = Vec::with_capacity(bytes.len() / 2 + 64);
+        let mut input = bytes;
+        loop {
+            let before = compress.total_in();
+            out.reserve(4096);
+            compress.compress_vec(input, &mut out, flush).map_err(io::Error::other)?;
+            let used = usize::try_from(compress.total_in() - before).unwrap_or(usize::MAX);
+            input = input.get(used..).unwrap_or_default();
+            // Room left means that everything was put out.
+            if input.is_empty() && out.len() < out.capacity() {
+                break;
+            }
+        }
+        self.raw_write(&out)
+    }
+
+    /// The next whole answer; waits for it.
+    pub fn answer(&mut self) -> io::Result<Vec<u8>> {
+        loop {
+            let answer =
+                self.splitter.next_answer().map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
+            if let Some(answer) = answer {
+                return Ok(answer);
+            }
+            let count = match &mut self.stream {
+                Stream::Tcp(stream) => stream.read(&mut self.scratch),
+                Stream::Unix(stream) => stream.read(&mut self.scratch),
+            };
+            let count = match count {
+                Ok(0) => return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the server closed the connection")),
+                Ok(count) => count,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    return Err(io::Error::new(io::ErrorKind::TimedOut, "no answer in time"));
+                }
+                Err(error) => return Err(error),
+            };
+            self.received = self.received.saturating_add(count as u64);
+            let input = self.scratch.get(..count).unwrap_or_default();
+            match &mut self.deflate {
+                None => self.splitter.push(input),
+                Some((_, decompress)) => inflate(decompress, input, &mut self.splitter)?,
+            }
+        }
+    }
+}
+
+fn inflate(decompress: &mut Decompress, mut input: &[u8], splitter: &mut Splitter) -> io::Result<()> {
+    let mut out = vec![0u8; 64 << 10];
+    loop {
+        let (before_in, before_out) = (decompress.total_in(), decompress.total_out());
+        let status = decompress.decompress(input, &mut out, FlushDecompress::None).map_err(io::Error::other)?;
+        let used = usize::try_from(decompress.total_in() - before_in).unwrap_or(usize::MAX);
+        let made = usize::try_from(decompress.total_out() - before_out).unwrap_or(0);
+        splitter.push(out.get(..made).unwrap_or_default());
+        input = input.get(used..).unwrap_or_default();
+        match status {
+            Status::StreamEnd => return Err(io::Error::other("the compressed stream ended")),
+            _ if input.is_empty() && made < out.len() => return Ok(()),
+            _ if used == 0 && made == 0 => return Ok(()),
+            _ => {}
+        }
+    }
+}
