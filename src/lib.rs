@@ -25,8 +25,6 @@ pub mod engine;
 
 pub mod config;
 
-pub mod daemon;
-
 pub mod replay;
 
 pub mod cli;

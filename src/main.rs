@@ -1,3 +1,5 @@
 //! Parses arguments, calls `cli::run`, prints the error chain, returns the exit code.
 
-fn main() {}
+fn main() -> std::process::ExitCode {
+    spooltap::cli::run()
+}

@@ -1,3 +1,183 @@
-//! (being written)
+//! The command line: one file per subcommand, exit codes in one table.
+//!
+//! | code | meaning |
+//! |---|---|
+//! | 0 | done; for `verify`, `scan` and `demo`: both sides are equal |
+//! | 1 | something differs, or items could not be replicated (each is named) |
+//! | 64 | wrong usage |
+//! | 65 | a file is damaged or of a kind that cannot be read |
+//! | 66 | the source cannot be read |
+//! | 69 | the replica cannot be reached |
+//! | 74 | our own state cannot be read or written |
+//! | 75 | interrupted before the work was done |
+//! | 77 | the replica refuses us (login, rights, wrong kind of server) |
+//! | 78 | the configuration is faulty |
 
+mod check;
 pub mod inspect;
+mod log;
+mod push;
+mod scan;
+mod setup;
+mod verify;
+
+use clap::{Args, Parser, Subcommand};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+/// Replicates Cyrus IMAP mail stores by watching the files of an unmodified server.
+#[derive(Debug, Parser)]
+#[command(name = "spooltap", version, about, max_term_width = 100)]
+pub struct Cli {
+    #[command(flatten)]
+    common: Common,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Clone, Debug, Default, Args)]
+struct Common {
+    /// Cyrus's configuration [default: /etc/imapd.conf]
+    #[arg(short = 'C', long = "imapd-conf", global = true, value_name = "FILE")]
+    imapd_conf: Option<PathBuf>,
+    /// Our own configuration (TOML), for what imapd.conf cannot say
+    #[arg(long, global = true, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Directory of our state; deleting it costs only a full comparison [default: /var/lib/spooltap]
+    #[arg(long, global = true, value_name = "DIR")]
+    state: Option<PathBuf>,
+    /// Where to replicate to: csync://USER@HOST:PORT, csync+unix:///PATH or file:///DIR; may be repeated
+    #[arg(long, global = true, value_name = "URL")]
+    replica: Vec<String>,
+    /// File with the password [else: credential spooltap-password, SPOOLTAP_PASSWORD, sync_password]
+    #[arg(long, global = true, value_name = "FILE")]
+    password_file: Option<PathBuf>,
+    /// sync channel whose CHANNEL_sync_* options of imapd.conf name the replica
+    #[arg(short = 'n', long, global = true)]
+    channel: Option<String>,
+    /// Compression towards the replica: auto (not on loopback), on, off
+    #[arg(long, global = true, value_name = "WHEN")]
+    compress: Option<String>,
+    /// Sessions per replica [default: 4]
+    #[arg(long, global = true)]
+    lanes: Option<usize>,
+    /// Lift the fuse that stops mass removals on the replica
+    #[arg(long, global = true)]
+    allow_removals: bool,
+    /// Machine-readable output on stdout
+    #[arg(long, global = true)]
+    json: bool,
+    /// More on stderr; twice for every step
+    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    verbose: u8,
+    /// Form of the log on stderr: text or json
+    #[arg(long, global = true, default_value = "text")]
+    log_format: String,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Replicates once: everything, or the named users, mailboxes or users' data
+    Push(push::PushArgs),
+    /// Shows what differs from the receipts, without pushing
+    Scan,
+    /// Shows the content of any Cyrus file
+    Inspect {
+        /// cyrus.index, cyrus.header, a database, a quota file, imapd.conf …
+        file: PathBuf,
+    },
+    /// Compares source and replica mailbox by mailbox; exit code 1 when they differ
+    Verify(verify::VerifyArgs),
+    /// Shows what would be run, or every fault of the configuration
+    Check,
+}
+
+/// Exit codes; the table is in the module's page.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Exit {
+    Ok = 0,
+    Differs = 1,
+    Data = 65,
+    Source = 66,
+    Replica = 69,
+    State = 74,
+    Interrupted = 75,
+    Refused = 77,
+    Config = 78,
+}
+
+/// An error with the exit code that tells its kind.
+#[derive(Debug)]
+pub struct Failure {
+    pub exit: Exit,
+    pub error: anyhow::Error,
+}
+
+impl Failure {
+    fn new(exit: Exit, error: impl Into<anyhow::Error>) -> Self {
+        Self { exit, error: error.into() }
+    }
+}
+
+/// For errors of which nothing more is known than that they are ours.
+impl From<anyhow::Error> for Failure {
+    fn from(error: anyhow::Error) -> Self {
+        Self { exit: Exit::State, error }
+    }
+}
+
+impl From<std::io::Error> for Failure {
+    fn from(error: std::io::Error) -> Self {
+        Self { exit: Exit::State, error: error.into() }
+    }
+}
+
+type Outcome = Result<Exit, Failure>;
+
+/// Parses the arguments, runs the subcommand, prints what went wrong.
+pub fn run() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            let _ = error.print();
+            return ExitCode::from(if error.use_stderr() { 64 } else { 0 });
+        }
+    };
+    start_log(&cli.common);
+    match dispatch(cli) {
+        Ok(exit) => ExitCode::from(exit as u8),
+        Err(failure) => {
+            eprintln!("spooltap: {:#}", failure.error);
+            ExitCode::from(failure.exit as u8)
+        }
+    }
+}
+
+fn dispatch(cli: Cli) -> Outcome {
+    let common = &cli.common;
+    match cli.command {
+        Command::Push(args) => push::push(common, &args),
+        Command::Scan => scan::scan(common),
+        Command::Inspect { file } => match inspect::inspect(&file, common.json, &mut std::io::stdout().lock()) {
+            Ok(()) => Ok(Exit::Ok),
+            Err(error) => Err(Failure::new(Exit::Data, error)),
+        },
+        Command::Verify(args) => verify::verify(common, &args),
+        Command::Check => check::check(common),
+    }
+}
+
+fn start_log(common: &Common) {
+    use tracing_subscriber::EnvFilter;
+    let default = match common.verbose {
+        0 => "warn,spooltap=info",
+        1 => "info,spooltap=debug",
+        _ => "debug,spooltap=trace",
+    };
+    let filter = EnvFilter::try_from_env("SPOOLTAP_LOG").unwrap_or_else(|_| EnvFilter::new(default));
+    let builder = tracing_subscriber::fmt().with_writer(std::io::stderr).with_env_filter(filter);
+    let _ = match common.log_format.as_str() {
+        "json" => builder.json().try_init(),
+        _ => builder.with_target(false).with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).try_init(),
+    };
+}

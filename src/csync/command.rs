@@ -317,7 +317,7 @@ pub fn untagged(line: &[u8]) -> Result<Untagged, AnswerError> {
     let missing = |field: &str| fault(format!("{field} is missing or of another kind"));
     let list = || value.as_list().ok_or_else(|| missing("list"));
     Ok(match key.as_slice() {
-        b"MAILBOX" => Untagged::Mailbox(Box::new(mailbox_view(&value).map_err(|field| missing(field))?)),
+        b"MAILBOX" => Untagged::Mailbox(Box::new(mailbox_view(&value).map_err(missing)?)),
         b"QUOTA" => {
             let (root, limits) = quota_view(&value).ok_or_else(|| missing("ROOT"))?;
             Untagged::Quota(root, limits)

@@ -96,6 +96,9 @@ pub enum Event<'a> {
 /// Where events go; called from the engine's threads, so it must be quick.
 pub type EventSink = Arc<dyn Fn(&Event<'_>) + Send + Sync>;
 
+/// A replica with its receipts.
+pub type Target = (Arc<dyn ReplicaTarget>, ReplicaState);
+
 /// How an engine is to run.
 #[derive(Clone)]
 pub struct Options {
@@ -257,12 +260,7 @@ pub struct Engine {
 
 impl Engine {
     /// Starts the workers; nothing is pushed before `scan`, `compare` or `notify` say so.
-    pub fn start(
-        store: Arc<dyn MailStore>,
-        targets: Vec<(Arc<dyn ReplicaTarget>, ReplicaState)>,
-        options: &Options,
-        events: EventSink,
-    ) -> Self {
+    pub fn start(store: Arc<dyn MailStore>, targets: Vec<Target>, options: &Options, events: EventSink) -> Self {
         let stopping = Arc::new(AtomicBool::new(false));
         let mut workers = Vec::new();
         let mut replicas = Vec::new();

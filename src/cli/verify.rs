@@ -1,0 +1,76 @@
+//! `spooltap verify`: are both sides equal?
+
+use super::setup::Setup;
+use super::{Common, Exit, Failure, Outcome};
+use crate::engine::{Lane, verify as engine_verify};
+use crate::model::{MailStore, UserId};
+use clap::Args;
+use std::io::Write;
+
+#[derive(Debug, Args)]
+pub(super) struct VerifyArgs {
+    /// Only these users
+    #[arg(short = 'u', long = "user", value_name = "USER", num_args = 1..)]
+    users: Vec<String>,
+}
+
+pub(super) fn verify(common: &Common, args: &VerifyArgs) -> Outcome {
+    let setup = Setup::open(common, true)?;
+    let state = setup.state_if_free();
+    let lanes: Vec<Lane> = args.users.iter().map(|user| Lane::User(UserId::from(user.as_str()))).collect();
+    let lanes = (!lanes.is_empty()).then_some(lanes);
+    let mut out = std::io::stdout().lock();
+    let mut equal = true;
+    for (index, target) in setup.replica_targets()?.into_iter().enumerate() {
+        let mut session = target.open().map_err(super::setup::replica_failure)?;
+        let bar = super::setup::bar(common.json, "lanes");
+        let replica_state = state.as_ref().map(|state| state.replica(&setup.config.replicas[index].url));
+        let report = engine_verify(
+            &*setup.store as &dyn MailStore,
+            &mut *session,
+            &target.capabilities(),
+            replica_state.as_ref(),
+            lanes.as_deref(),
+            &mut |done, total| {
+                bar.set_length(total as u64);
+                bar.set_position(done as u64);
+            },
+        );
+        session.close();
+        bar.finish_and_clear();
+        let report = report.map_err(|error| match error {
+            crate::engine::VerifyError::Store(error) => Failure::new(Exit::Source, error),
+            crate::engine::VerifyError::Replica(error) => super::setup::replica_failure(error),
+        })?;
+        equal &= report.differences.is_empty() && report.unreadable.is_empty();
+        if common.json {
+            writeln!(out, "{}", serde_json::json!({ "replica": target.name(), "report": report }))?;
+            continue;
+        }
+        for difference in &report.differences {
+            let values = if difference.source.is_empty() && difference.replica.is_empty() {
+                String::new()
+            } else {
+                format!(": source {:?}, replica {:?}", difference.source, difference.replica)
+            };
+            writeln!(out, "{}: {}: {}{values}", difference.lane, difference.object, difference.what)?;
+        }
+        for (object, reason) in &report.unreadable {
+            writeln!(out, "{object}: cannot be read at the source: {reason}")?;
+        }
+        writeln!(
+            out,
+            "{}: {} mailboxes, {} messages, {} users: {}",
+            target.name(),
+            report.mailboxes,
+            report.messages,
+            report.users,
+            if report.differences.is_empty() && report.unreadable.is_empty() {
+                "equal".to_owned()
+            } else {
+                format!("{} differences, {} unreadable", report.differences.len(), report.unreadable.len())
+            }
+        )?;
+    }
+    Ok(if equal { Exit::Ok } else { Exit::Differs })
+}
