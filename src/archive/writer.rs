@@ -178,13 +178,14 @@ impl Writer {
         anew: bool,
     ) -> Result<Option<(Chain, Change)>, ApplyError> {
         let change = match mailbox.plan(update) {
-            // Said again because the confirmation was lost: the state it was made for has passed, but it is done.
+            // Said again because the confirmation was lost: the state it was made for has passed, but its records are
+            // here. What else it says are whole values, of which the index may lack some yet.
             Err(Refusal::Changed(reason)) if update.since.is_some() => {
                 let again = mailbox.plan(&MailboxUpdate { since: None, ..update.clone() });
-                match again {
-                    Ok(change) if mailbox.has(&change) => return Ok(None),
-                    _ => return Err(ApplyError::Changed(reason)),
-                }
+                let is_done = |change: &Change| {
+                    change.records.is_empty() && change.head.highestmodseq == mailbox.head.highestmodseq
+                };
+                again.ok().filter(is_done).ok_or(ApplyError::Changed(reason))?
             }
             change => change?,
         };
