@@ -55,22 +55,35 @@ pub fn parse_value(value: &[u8]) -> Result<Option<(Vec<u8>, ModSeq)>, FormatErro
     Ok(Some((data, ModSeq(modseq))))
 }
 
-fn annotation(entry: &[u8], userid: &[u8], owner: Option<&UserId>, value: Vec<u8>, modseq: ModSeq) -> Annotation {
-    let userid = match owner {
+/// How userids are stored.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Userids<'a> {
+    /// Whose mailbox it is: stands for `[.OwNeR.]`.
+    pub owner: Option<&'a UserId>,
+    /// `unixhierarchysep`: 2.x stores `jane^doe` for `jane.doe`.
+    pub carets: bool,
+}
+
+fn annotation(entry: &[u8], userid: &[u8], userids: Userids<'_>, value: Vec<u8>, modseq: ModSeq) -> Annotation {
+    let userid = match userids.owner {
         Some(owner) if userid == OWNER => owner.clone(),
+        _ if userids.carets => {
+            let dots: Vec<u8> = userid.iter().map(|&byte| if byte == b'^' { b'.' } else { byte }).collect();
+            dots.into()
+        }
         _ => UserId::new(userid),
     };
     Annotation { entry: entry.to_vec(), userid, value, modseq }
 }
 
 /// Annotations of one mailbox (or, with an empty `scope`, of the server) out of the global database, sorted.
-pub fn of_scope(map: &Map, scope: &[u8], owner: Option<&UserId>) -> Result<Vec<Annotation>, FormatError> {
+pub fn of_scope(map: &Map, scope: &[u8], userids: Userids<'_>) -> Result<Vec<Annotation>, FormatError> {
     let prefix = [scope, b"\0"].concat();
     let mut out = Vec::new();
     for (key, value) in map.range(prefix.clone()..).take_while(|(key, _)| key.starts_with(&prefix)) {
         let Some((_, entry, userid)) = parse_key(key) else { continue };
         if let Some((value, modseq)) = parse_value(value)? {
-            out.push(annotation(entry, userid, owner, value, modseq));
+            out.push(annotation(entry, userid, userids, value, modseq));
         }
     }
     out.sort_by(|a, b| a.content().cmp(&b.content()));
@@ -89,14 +102,14 @@ pub fn scopes(map: &Map) -> impl Iterator<Item = &[u8]> {
 
 /// Message annotations of `cyrus.annotations` by UID, sorted. Virtual ones that a replica of an older index version
 /// stored as real ones are left in place: the caller knows whether the index has the field.
-pub fn of_messages(map: &Map, owner: Option<&UserId>) -> Result<BTreeMap<Uid, Vec<Annotation>>, FormatError> {
+pub fn of_messages(map: &Map, userids: Userids<'_>) -> Result<BTreeMap<Uid, Vec<Annotation>>, FormatError> {
     let mut out: BTreeMap<Uid, Vec<Annotation>> = BTreeMap::new();
     for (key, value) in map {
         let Some((uid, entry, userid)) = parse_key(key) else { continue };
         let uid = std::str::from_utf8(uid).ok().and_then(|uid| uid.parse().ok());
         let uid = uid.ok_or_else(|| FormatError::value(PART, 0, "key does not begin with a UID"))?;
         if let Some((value, modseq)) = parse_value(value)? {
-            out.entry(Uid(uid)).or_default().push(annotation(entry, userid, owner, value, modseq));
+            out.entry(Uid(uid)).or_default().push(annotation(entry, userid, userids, value, modseq));
         }
     }
     out.values_mut().for_each(|list| list.sort_by(|a, b| a.content().cmp(&b.content())));
@@ -136,8 +149,8 @@ mod tests {
             [b"\0/comment\0\0".as_slice(), b"user.a\0/comment\0a\0", b"user.a\0/comment\0\0", b"user.ab\0/c\0\0"];
         let map: Map = keys.into_iter().map(|key| (key.to_vec(), value.clone())).collect();
         assert_eq!(scopes(&map).collect::<Vec<_>>(), [b"".as_slice(), b"user.a", b"user.ab"]);
-        let own = of_scope(&map, b"user.a", None).expect("reads");
+        let own = of_scope(&map, b"user.a", Userids::default()).expect("reads");
         assert_eq!(own.iter().map(|a| a.userid.to_string()).collect::<Vec<_>>(), ["", "a"]);
-        assert_eq!(of_scope(&map, b"", None).expect("reads").len(), 1);
+        assert_eq!(of_scope(&map, b"", Userids::default()).expect("reads").len(), 1);
     }
 }

@@ -65,6 +65,8 @@ pub struct Layout {
     pub servername: Option<Vec<u8>>,
     pub deletedprefix: Vec<u8>,
     pub sieve_in_homes: bool,
+    /// `unixhierarchysep`: dots of user names are stored as `^`.
+    pub carets: bool,
 }
 
 impl Layout {
@@ -101,6 +103,7 @@ impl Layout {
             hashing: Hashing { spool: conf.switch("hashimapspool", false), full: conf.switch("fulldirhash", false) },
             servername: conf.get("servername").map(|name| name.as_bytes().to_vec()),
             deletedprefix: conf.get("deletedprefix").unwrap_or("DELETED").as_bytes().to_vec(),
+            carets: conf.switch("unixhierarchysep", false),
             sieve_in_homes: conf.switch("sieveusehomedir", false),
             configdirectory,
         })

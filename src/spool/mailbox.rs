@@ -6,7 +6,8 @@
 use super::layout::{Layout, MetaFile};
 use super::read::{self, TRIES, pause, read_at};
 use super::{format_error, io_error, lock};
-use crate::cyrus::{annotations, header, index};
+use crate::cyrus::annotations::{self, Userids};
+use crate::cyrus::{header, index};
 use crate::model::{
     Body, BodyRef, BodySource, Disposition, Fingerprint, MailboxEntry, MailboxHead, MailboxSnapshot, ModSeq,
     StoreError, Uid,
@@ -163,7 +164,8 @@ fn read_annotations(
     }
     let path = paths.first().cloned().unwrap_or_default();
     let owner = entry.name.owner();
-    let mut by_uid = annotations::of_messages(&map, owner.as_ref()).map_err(|error| format_error(&path, &error))?;
+    let mut by_uid = annotations::of_messages(&map, Userids { owner: owner.as_ref(), carets: layout.carets })
+        .map_err(|error| format_error(&path, &error))?;
     for record in records {
         if let Some(mut list) = by_uid.remove(&record.uid) {
             list.retain(|annotation| {

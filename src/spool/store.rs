@@ -4,7 +4,7 @@ use super::layout::Layout;
 use super::mailbox::{self, SpoolBodies};
 use super::read::Followed;
 use super::{format_error, users};
-use crate::cyrus::annotations;
+use crate::cyrus::annotations::{self, Userids};
 use crate::cyrus::imapd_conf::ImapdConf;
 use crate::cyrus::mboxlist::{self, Row, Standing};
 use crate::model::{
@@ -165,6 +165,10 @@ impl LiveSpool {
         if modern { entry.uniqueid.as_bytes() } else { entry.name.as_bytes() }
     }
 
+    fn userids<'a>(&self, owner: Option<&'a UserId>) -> Userids<'a> {
+        Userids { owner, carets: self.layout.carets }
+    }
+
     fn updated_annotations(&self) -> Result<MutexGuard<'_, Followed>, StoreError> {
         let mut annotations = lock(&self.annotations);
         let path = &self.layout.annotations_db;
@@ -199,9 +203,12 @@ impl MailStore for LiveSpool {
         let Some(mut snapshot) = mailbox::read_mailbox(&self.layout, entry)? else { return Ok(None) };
         let modern = self.is_modern();
         let annotations = self.updated_annotations()?;
-        snapshot.annotations =
-            annotations::of_scope(annotations.map(), self.annotation_scope(entry, modern), entry.name.owner().as_ref())
-                .map_err(|error| format_error(&self.layout.annotations_db, &error))?;
+        snapshot.annotations = annotations::of_scope(
+            annotations.map(),
+            self.annotation_scope(entry, modern),
+            self.userids(entry.name.owner().as_ref()),
+        )
+        .map_err(|error| format_error(&self.layout.annotations_db, &error))?;
         Ok(Some(snapshot))
     }
 
@@ -237,7 +244,7 @@ impl MailStore for LiveSpool {
 
     fn server_annotations(&self) -> Result<Vec<Annotation>, StoreError> {
         let annotations = self.updated_annotations()?;
-        annotations::of_scope(annotations.map(), b"", None)
+        annotations::of_scope(annotations.map(), b"", self.userids(None))
             .map_err(|error| format_error(&self.layout.annotations_db, &error))
     }
 
@@ -254,7 +261,7 @@ impl MailStore for LiveSpool {
         let mut out = BTreeMap::new();
         for scope in scopes {
             let Some(entry) = by_scope.get(scope) else { continue };
-            let list = annotations::of_scope(annotations.map(), scope, entry.name.owner().as_ref())
+            let list = annotations::of_scope(annotations.map(), scope, self.userids(entry.name.owner().as_ref()))
                 .map_err(|error| format_error(&self.layout.annotations_db, &error))?;
             if !list.is_empty() {
                 out.insert(entry.uniqueid.clone(), list);
