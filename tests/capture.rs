@@ -1,1 +1,324 @@
-//! (being written)
+//! Capture with the real kernel: whatever is done to a store, the keys of what changed are delivered.
+
+use spooltap::capture::{self, CaptureHandle, Roots, SOURCES, Settings};
+use spooltap::model::{DirtyKey, Notice};
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+/// A store's directories in a temporary place, with capture running.
+struct Lab {
+    dir: tempfile::TempDir,
+    given: Arc<Mutex<Vec<Notice>>>,
+    handle: CaptureHandle,
+}
+
+pub fn roots(dir: &Path) -> Roots {
+    Roots {
+        spool: vec![dir.join("spool")],
+        meta: vec![dir.join("meta")],
+        conf: dir.join("conf"),
+        sieve: Some(dir.join("sieve")),
+        ..Roots::default()
+    }
+}
+
+impl Lab {
+    fn new(prepare: impl FnOnce(&Path)) -> Self {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        for path in ["spool", "conf/user", "conf/quota", "sieve"] {
+            fs::create_dir_all(dir.path().join(path)).expect("created");
+        }
+        prepare(dir.path());
+        let (given, handle) = start(roots(dir.path()), Settings::default());
+        handle.wait_armed();
+        Self { dir, given, handle }
+    }
+
+    fn path(&self, path: &str) -> PathBuf {
+        self.dir.path().join(path)
+    }
+
+    fn write(&self, path: &str) {
+        fs::write(self.path(path), path).expect("written");
+    }
+
+    fn mkdir(&self, path: &str) {
+        fs::create_dir_all(self.path(path)).expect("created");
+    }
+
+    fn rename(&self, from: &str, to: &str) {
+        fs::rename(self.path(from), self.path(to)).expect("renamed");
+    }
+
+    /// The keys given since the last call.
+    fn keys(&self) -> BTreeSet<String> {
+        assert!(self.handle.drain(Instant::now() + Duration::from_secs(20)), "drained in time");
+        let given = std::mem::take(&mut *self.given.lock().unwrap_or_else(PoisonError::into_inner));
+        given.into_iter().map(|notice| notice.key.to_string()).collect()
+    }
+
+    /// These keys are among those given since the last call.
+    fn check(&self, expected: &[&str]) {
+        let keys = self.keys();
+        for key in expected {
+            assert!(keys.contains(*key), "{key} is missing in {keys:?}");
+        }
+    }
+}
+
+type Given = Arc<Mutex<Vec<Notice>>>;
+
+fn start(roots: Roots, settings: Settings) -> (Given, CaptureHandle) {
+    let given = Given::default();
+    let theirs = given.clone();
+    let out = move |notices| theirs.lock().unwrap_or_else(PoisonError::into_inner).extend(notices);
+    let handle = capture::start(roots, settings, Box::new(out)).expect("capture starts");
+    (given, handle)
+}
+
+#[test]
+fn a_directory_created_and_filled_at_once_is_reported_with_all_in_it() {
+    let lab = Lab::new(|_| ());
+    for n in 0..50 {
+        lab.mkdir(&format!("spool/user/u{n}/Sent/2024"));
+        lab.write(&format!("spool/user/u{n}/Sent/2024/1."));
+    }
+    let keys = lab.keys();
+    for n in 0..50 {
+        assert!(keys.contains(&format!("mailbox user.u{n}.Sent.2024")), "u{n} is missing in {keys:?}");
+    }
+    for n in 0..50 {
+        lab.write(&format!("spool/user/u{n}/Sent/2024/cyrus.index"));
+        lab.check(&[&format!("mailbox user.u{n}.Sent.2024")]);
+    }
+}
+
+#[test]
+fn nested_directories_of_every_root_are_watched() {
+    let lab = Lab::new(|_| ());
+    lab.mkdir("conf/user/uuid/f/v/fvqul");
+    lab.write("conf/user/uuid/f/v/fvqul/seen.db");
+    lab.mkdir("spool/uuid/c/y/cyep0q");
+    lab.write("spool/uuid/c/y/cyep0q/cyrus.index");
+    lab.mkdir("sieve/u/u1");
+    lab.write("sieve/u/u1/main.script");
+    lab.mkdir("conf/domain/d/dom.test/user/u");
+    lab.write("conf/domain/d/dom.test/user/u/u3.sub");
+    lab.mkdir("conf/quota/u");
+    lab.write("conf/quota/u/user.u1");
+    lab.write("conf/mailboxes.db");
+    lab.write("conf/annotations.db");
+    lab.check(&[
+        "seen-id fvqul",
+        "mailbox-id cyep0q",
+        "sieve u1",
+        "subs u3@dom.test",
+        "quota user.u1",
+        "mailbox-list",
+        "annotations",
+    ]);
+    lab.write("conf/user/uuid/f/v/fvqul/seen.db");
+    lab.write("sieve/u/u1/main.script");
+    lab.write("conf/domain/d/dom.test/user/u/u3.sub");
+    lab.check(&["seen-id fvqul", "sieve u1", "subs u3@dom.test"]);
+}
+
+#[test]
+fn a_renamed_tree_is_reported_under_both_names_and_followed() {
+    let lab = Lab::new(|dir| fs::create_dir_all(dir.join("spool/user/u1/Foo/Kid/Deep")).expect("created"));
+    lab.rename("spool/user/u1/Foo", "spool/user/u1/Bar");
+    lab.check(&[
+        "mailbox user.u1.Foo",
+        "mailbox user.u1.Foo.Kid",
+        "mailbox user.u1.Foo.Kid.Deep",
+        "mailbox user.u1.Bar",
+        "mailbox user.u1.Bar.Kid",
+        "mailbox user.u1.Bar.Kid.Deep",
+    ]);
+    lab.write("spool/user/u1/Bar/Kid/Deep/1.");
+    assert_eq!(lab.keys(), BTreeSet::from(["mailbox user.u1.Bar.Kid.Deep".to_owned()]));
+}
+
+#[test]
+fn chains_and_swaps_of_renames_end_where_they_end() {
+    let lab = Lab::new(|dir| {
+        for path in ["a/kid", "b/kid"] {
+            fs::create_dir_all(dir.join("spool/user").join(path)).expect("created");
+        }
+    });
+    for _ in 0..200 {
+        lab.rename("spool/user/a", "spool/user/x");
+        lab.rename("spool/user/b", "spool/user/a");
+        lab.rename("spool/user/x", "spool/user/b");
+    }
+    lab.check(&["mailbox user.a.kid", "mailbox user.b.kid"]);
+    for name in ["a", "b"] {
+        lab.write(&format!("spool/user/{name}/kid/1."));
+        assert_eq!(lab.keys(), BTreeSet::from([format!("mailbox user.{name}.kid")]));
+    }
+    assert_eq!(lab.handle.stats().watches, 11, "no watch is left behind");
+}
+
+#[test]
+fn a_directory_moved_out_and_in_again_is_forgotten_and_found() {
+    let lab = Lab::new(|dir| fs::create_dir_all(dir.join("spool/user/a/kid")).expect("created"));
+    let watches = lab.handle.stats().watches;
+    lab.rename("spool/user/a", "elsewhere");
+    lab.check(&["mailbox user.a", "mailbox user.a.kid"]);
+    assert_eq!(lab.handle.stats().watches, watches - 2);
+    lab.write("elsewhere/kid/1.");
+    assert!(lab.keys().is_empty());
+    lab.rename("elsewhere", "spool/user/z");
+    lab.check(&["mailbox user.z", "mailbox user.z.kid"]);
+    lab.write("spool/user/z/kid/2.");
+    lab.check(&["mailbox user.z.kid"]);
+}
+
+#[test]
+fn replaced_linked_and_deleted_files_are_touched() {
+    let lab = Lab::new(|dir| {
+        fs::create_dir_all(dir.join("spool/user/a")).expect("created");
+        fs::create_dir_all(dir.join("spool/stage.")).expect("created");
+        fs::create_dir_all(dir.join("conf/user/a")).expect("created");
+    });
+    lab.write("spool/stage./1-2-3");
+    lab.write("spool/user/a/cyrus.cache");
+    lab.write("spool/user/a/cyrus.header.NEW");
+    lab.write("conf/user/a/a.sub.NEW");
+    lab.write("conf/deliver.db");
+    assert!(lab.keys().is_empty(), "all of this is noise");
+    fs::hard_link(lab.path("spool/stage./1-2-3"), lab.path("spool/user/a/1.")).expect("linked");
+    lab.check(&["mailbox user.a"]);
+    lab.rename("spool/user/a/cyrus.header.NEW", "spool/user/a/cyrus.header");
+    lab.check(&["mailbox user.a"]);
+    lab.rename("conf/user/a/a.sub.NEW", "conf/user/a/a.sub");
+    lab.check(&["subs a"]);
+    fs::remove_file(lab.path("spool/user/a/1.")).expect("removed");
+    lab.check(&["mailbox user.a"]);
+    fs::remove_dir_all(lab.path("spool/user/a")).expect("removed");
+    lab.check(&["mailbox user.a"]);
+}
+
+#[test]
+fn a_directory_deleted_and_created_again_is_watched_again() {
+    let lab = Lab::new(|dir| fs::create_dir_all(dir.join("spool/user/a")).expect("created"));
+    for _ in 0..20 {
+        fs::remove_dir_all(lab.path("spool/user")).expect("removed");
+        lab.mkdir("spool/user/a");
+    }
+    lab.keys();
+    lab.write("spool/user/a/cyrus.index");
+    lab.check(&["mailbox user.a"]);
+}
+
+#[test]
+fn a_root_may_come_go_and_come_again() {
+    let lab = Lab::new(|_| ());
+    // `meta` and `conf/domain` did not exist at the start.
+    lab.mkdir("meta/user/a");
+    lab.write("meta/user/a/cyrus.index");
+    lab.mkdir("conf/domain/d/dom/user/a");
+    lab.write("conf/domain/d/dom/user/a/a.seen");
+    lab.check(&["mailbox user.a", "seen a@dom"]);
+    fs::remove_dir_all(lab.path("meta")).expect("removed");
+    lab.check(&["rescan"]);
+    lab.mkdir("meta/user/a");
+    lab.write("meta/user/a/cyrus.header");
+    lab.check(&["mailbox user.a"]);
+    lab.write("meta/user/a/cyrus.index");
+    lab.check(&["mailbox user.a"]);
+    lab.rename("meta", "away");
+    lab.check(&["rescan"]);
+    lab.rename("away", "meta");
+    lab.keys();
+    lab.write("meta/user/a/cyrus.index");
+    assert_eq!(lab.keys(), BTreeSet::from(["mailbox user.a".to_owned()]));
+}
+
+#[test]
+fn a_whole_store_may_come_later() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let base = dir.path().join("var/lib/imap");
+    let (given, handle) = start(roots(&base), Settings::default());
+    handle.wait_armed();
+    fs::create_dir_all(base.join("spool/user/a")).expect("created");
+    fs::create_dir_all(base.join("conf")).expect("created");
+    assert!(handle.drain(Instant::now() + Duration::from_secs(20)));
+    fs::write(base.join("spool/user/a/1."), "x").expect("written");
+    fs::write(base.join("conf/mailboxes.db"), "x").expect("written");
+    assert!(handle.drain(Instant::now() + Duration::from_secs(20)));
+    handle.stop();
+    let keys: BTreeSet<String> =
+        given.lock().unwrap_or_else(PoisonError::into_inner).iter().map(|notice| notice.key.to_string()).collect();
+    assert!(keys.contains("mailbox user.a") && keys.contains("mailbox-list"), "{keys:?}");
+}
+
+#[test]
+fn a_linked_directory_is_walked_and_a_circle_is_not() {
+    let lab = Lab::new(|dir| {
+        fs::create_dir_all(dir.join("disk2/a/kid")).expect("created");
+        fs::create_dir_all(dir.join("spool/user/b")).expect("created");
+        std::os::unix::fs::symlink(dir.join("disk2/a"), dir.join("spool/user/a")).expect("linked");
+        std::os::unix::fs::symlink(dir.join("spool"), dir.join("spool/user/b/circle")).expect("linked");
+    });
+    lab.write("spool/user/a/kid/1.");
+    lab.check(&["mailbox user.a.kid"]);
+    lab.write("spool/user/b/1.");
+    lab.check(&["mailbox user.b"]);
+}
+
+#[test]
+fn stop_hands_on_what_is_held_back() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    fs::create_dir_all(dir.path().join("spool/user/a")).expect("created");
+    let slow = Settings { quiet: Duration::from_secs(60), most: Duration::from_secs(60), ..Settings::default() };
+    let (given, handle) = start(roots(dir.path()), slow);
+    handle.wait_armed();
+    fs::write(dir.path().join("spool/user/a/1."), "x").expect("written");
+    handle.stop();
+    let given = given.lock().unwrap_or_else(PoisonError::into_inner);
+    assert!(given.iter().any(|notice| notice.key.to_string() == "mailbox user.a"), "{given:?}");
+}
+
+#[test]
+fn notices_come_by_themselves_soon() {
+    let lab = Lab::new(|dir| fs::create_dir_all(dir.join("spool/user/a")).expect("created"));
+    let begun = Instant::now();
+    lab.write("spool/user/a/1.");
+    while lab.given.lock().unwrap_or_else(PoisonError::into_inner).is_empty() {
+        assert!(begun.elapsed() < Duration::from_secs(10), "no notice without being asked");
+        std::thread::sleep(Duration::from_micros(200));
+    }
+}
+
+#[test]
+fn an_unknown_source_names_the_known_ones() {
+    let settings = Settings { source: "telepathy".to_owned(), ..Settings::default() };
+    let error = capture::start(Roots::default(), settings, Box::new(|_| ())).err().expect("refused");
+    assert!(SOURCES.iter().all(|kind| error.to_string().contains(kind.name)), "{error}");
+}
+
+#[test]
+fn the_tap_sees_noise_as_well() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    fs::create_dir_all(dir.path().join("spool/user/a")).expect("created");
+    type Seen = Vec<(String, Option<String>)>;
+    let seen: Arc<Mutex<Seen>> = Arc::default();
+    let theirs = seen.clone();
+    let tap: capture::Tap = Arc::new(move |event| {
+        let file = event.path.file_name().unwrap_or_default().to_string_lossy();
+        let line = (format!("{} {file}", event.kind), event.key.map(DirtyKey::to_string));
+        theirs.lock().unwrap_or_else(PoisonError::into_inner).push(line);
+    });
+    let (_, handle) = start(roots(dir.path()), Settings { tap: Some(tap), ..Settings::default() });
+    handle.wait_armed();
+    fs::write(dir.path().join("spool/user/a/cyrus.cache"), "x").expect("written");
+    fs::write(dir.path().join("spool/user/a/1."), "x").expect("written");
+    handle.stop();
+    let seen = seen.lock().unwrap_or_else(PoisonError::into_inner);
+    assert!(seen.contains(&("create cyrus.cache".to_owned(), None)), "{seen:?}");
+    assert!(seen.contains(&("create 1.".to_owned(), Some("mailbox user.a".to_owned()))), "{seen:?}");
+}

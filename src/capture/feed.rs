@@ -1,0 +1,234 @@
+//! The two ends every source of change holds: `Feed` takes what it saw and hands notices on, `Control` brings it
+//! the orders of whoever started it.
+
+use super::{Coalescer, Roots, Settings};
+use crate::model::{DirtyKey, Notice, Scope};
+use nix::errno::Errno;
+use nix::sys::eventfd::{EfdFlags, EventFd};
+use std::fmt;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+/// What happened to a path.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TouchKind {
+    Create,
+    Modify,
+    Delete,
+    MovedFrom,
+    MovedTo,
+    /// Not told by the kernel: found when a directory was listed that had no watch before.
+    Found,
+    /// Not told by the kernel: below a directory that was moved away.
+    Gone,
+}
+
+impl fmt::Display for TouchKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Create => "create",
+            Self::Modify => "modify",
+            Self::Delete => "delete",
+            Self::MovedFrom => "moved-from",
+            Self::MovedTo => "moved-to",
+            Self::Found => "found",
+            Self::Gone => "gone",
+        })
+    }
+}
+
+/// One raw event, before coalescing; for people who watch the watcher.
+#[derive(Clone, Copy, Debug)]
+pub struct TapEvent<'a> {
+    pub path: &'a Path,
+    pub is_dir: bool,
+    pub kind: TouchKind,
+    /// `None`: noise.
+    pub key: Option<&'a DirtyKey>,
+    pub seen_at: Instant,
+}
+
+/// Called for every raw event on the capturing thread: it has to be quick.
+pub type Tap = Arc<dyn Fn(&TapEvent<'_>) + Send + Sync>;
+
+/// Counters of one running source.
+#[derive(Debug, Default)]
+pub(super) struct Counters {
+    pub watches: AtomicU64,
+    pub unwatched: AtomicU64,
+    pub events: AtomicU64,
+    pub notices: AtomicU64,
+    pub overflows: AtomicU64,
+    pub restarts: AtomicU64,
+}
+
+/// Where a source puts what it saw.
+pub struct Feed {
+    roots: Roots,
+    coalescer: Coalescer,
+    tap: Option<Tap>,
+    out: Box<dyn FnMut(Vec<Notice>) + Send>,
+    pub(super) counters: Arc<Counters>,
+}
+
+impl Feed {
+    pub(super) fn new(roots: Roots, settings: &Settings, out: Box<dyn FnMut(Vec<Notice>) + Send>) -> Self {
+        let coalescer = Coalescer::new(settings.quiet, settings.most);
+        Self { roots, coalescer, tap: settings.tap.clone(), out, counters: Arc::default() }
+    }
+
+    /// A path was touched; gives true when it belongs to some key.
+    pub fn touched(&mut self, kind: TouchKind, path: &Path, is_dir: bool, seen_at: Instant) -> bool {
+        let key = self.roots.derive(path, is_dir);
+        if let Some(tap) = &self.tap {
+            tap(&TapEvent { path, is_dir, kind, key: key.as_ref(), seen_at });
+        }
+        let Some(key) = key else { return false };
+        self.coalescer.notice(Notice { key, seen_at });
+        true
+    }
+
+    /// Events of this scope are, or may be, lost.
+    pub fn lost(&mut self, scope: Scope, seen_at: Instant) {
+        self.coalescer.notice(Notice { key: DirtyKey::Rescan(scope), seen_at });
+    }
+
+    /// Hands on what has been quiet long enough.
+    pub fn hand_on(&mut self, now: Instant) {
+        let due = self.coalescer.due(now);
+        self.give(due);
+    }
+
+    /// The same, cheap when nothing is due: for long loops.
+    pub fn hand_on_if_due(&mut self) {
+        let now = Instant::now();
+        if self.next_deadline().is_some_and(|at| at <= now) {
+            self.hand_on(now);
+        }
+    }
+
+    /// Hands on everything that is held back.
+    pub fn flush(&mut self) {
+        let all = self.coalescer.flush();
+        self.give(all);
+    }
+
+    fn give(&mut self, notices: Vec<Notice>) {
+        if !notices.is_empty() {
+            self.counters.notices.fetch_add(notices.len() as u64, Relaxed);
+            (self.out)(notices);
+        }
+    }
+
+    /// When `hand_on` has something to do next.
+    pub fn next_deadline(&self) -> Option<Instant> {
+        self.coalescer.next_deadline()
+    }
+}
+
+/// Orders to a source. A source waits for `Control` to become readable beside its own descriptor.
+pub struct Control {
+    wake: EventFd,
+    orders: Mutex<Orders>,
+    stopping: AtomicBool,
+    armed: Mutex<bool>,
+    arming: Condvar,
+}
+
+/// What a source has to do now.
+#[derive(Default)]
+pub struct Orders {
+    /// Hand on everything seen so far, then return.
+    pub stop: bool,
+    markers: Vec<SyncSender<()>>,
+}
+
+impl Orders {
+    /// True when somebody waits for everything the kernel has reported so far.
+    pub fn wants_all(&self) -> bool {
+        self.stop || !self.markers.is_empty()
+    }
+
+    /// Everything reported before these orders were taken has been handed on.
+    pub fn done(self) {
+        for marker in self.markers {
+            // Whoever waited may have given up at its deadline.
+            let _ = marker.try_send(());
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Control {
+    pub(super) fn new() -> Result<Self, Errno> {
+        Ok(Self {
+            wake: EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC)?,
+            orders: Mutex::default(),
+            stopping: AtomicBool::new(false),
+            armed: Mutex::new(false),
+            arming: Condvar::new(),
+        })
+    }
+
+    /// The orders given since the last call. Take them *before* reading events: what was reported before an order
+    /// was given is then read before the order is answered.
+    pub fn take(&self) -> Orders {
+        // Nothing to read is the usual case here: the caller woke for another reason.
+        let _ = self.wake.read();
+        let mut orders = std::mem::take(&mut *lock(&self.orders));
+        orders.stop |= self.stopping.load(Relaxed);
+        orders
+    }
+
+    /// The initial set of watches stands.
+    pub fn armed(&self) {
+        *lock(&self.armed) = true;
+        self.arming.notify_all();
+    }
+
+    pub(super) fn is_armed(&self) -> bool {
+        *lock(&self.armed)
+    }
+
+    pub(super) fn wait_armed(&self) {
+        let mut armed = lock(&self.armed);
+        while !*armed {
+            armed = self.arming.wait(armed).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    pub(super) fn stop(&self) {
+        self.stopping.store(true, Relaxed);
+        self.wake();
+    }
+
+    /// True once `stop` was ordered; long work looks at it between two pieces.
+    pub fn is_stopping(&self) -> bool {
+        self.stopping.load(Relaxed)
+    }
+
+    pub(super) fn marker(&self) -> Receiver<()> {
+        let (marker, done) = sync_channel(1);
+        lock(&self.orders).markers.push(marker);
+        self.wake();
+        done
+    }
+
+    fn wake(&self) {
+        // A full counter is readable as well, which is all that is wanted.
+        let _ = self.wake.write(1);
+    }
+}
+
+impl AsFd for Control {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.wake.as_fd()
+    }
+}

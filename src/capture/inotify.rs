@@ -1,0 +1,565 @@
+//! inotify: one watch per directory.
+//!
+//! Nothing between a `mkdir` and our watch is lost: a directory is watched *first* and listed *then*, and what the
+//! listing shows counts as touched. What comes later is an event. The same walk mends everything else: a directory
+//! that moved in, a root that appeared, a queue that overflowed.
+//!
+//! The thread sleeps in `poll` on the inotify descriptor and the orders, without any timer while nothing is held
+//! back and nothing is unwatched.
+
+use super::derive::{Reach, Roots};
+use super::feed::{Control, Feed, TouchKind};
+use super::table::{Dir, Role, Table};
+use super::{CaptureError, Source};
+use crate::model::{DirtyKey, MailboxRef, Scope};
+use ::inotify::{EventMask, Inotify, WatchDescriptor, WatchMask, Watches};
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, ppoll};
+use nix::sys::time::TimeSpec;
+use std::collections::{BTreeSet, HashSet, VecDeque};
+use std::ffi::OsStr;
+use std::io;
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::{Duration, Instant};
+
+/// No CLOSE_WRITE: Cyrus keeps databases and indexes open for hours, so MODIFY is the signal. No ATTRIB: it would
+/// say nothing that the CREATE or MODIFY beside it does not.
+fn mask() -> WatchMask {
+    WatchMask::MODIFY
+        | WatchMask::CREATE
+        | WatchMask::DELETE
+        | WatchMask::MOVED_FROM
+        | WatchMask::MOVED_TO
+        | WatchMask::DELETE_SELF
+        | WatchMask::MOVE_SELF
+        | WatchMask::ONLYDIR
+}
+
+/// How often directories without a watch are tried again, and compared meanwhile.
+const RETRY: Duration = Duration::from_secs(30);
+/// Unwatched directories remembered one by one; with more, all roots are walked again.
+const UNWATCHED_MOST: usize = 1000;
+/// Unwatched directories that are named one by one to the engine; with more, everything is compared.
+const SCOPES_MOST: usize = 32;
+const BUFFER_BYTES: usize = 256 * 1024;
+/// Directories walked between two looks at the kernel's queue.
+const SIPHON_EVERY: usize = 32;
+/// Events held here while a walk goes on; more are left to the kernel, which says so when it drops them.
+const BACKLOG_MOST: usize = 1_000_000;
+
+struct Raw {
+    wd: i32,
+    mask: EventMask,
+    name: Option<Box<OsStr>>,
+    seen_at: Instant,
+}
+
+/// A directory to be watched and listed.
+struct Step {
+    path: PathBuf,
+    parent: Option<i32>,
+    role: Role,
+    /// Reached through a symbolic link: may be a second way to a directory that is watched already.
+    link: bool,
+}
+
+struct InotifySource {
+    inotify: Inotify,
+    watches: Watches,
+    roots: Roots,
+    plan: Vec<(PathBuf, Role)>,
+    /// Roots that do not exist, by their place in `plan`.
+    unborn: BTreeSet<usize>,
+    table: Table<WatchDescriptor>,
+    buffer: Vec<u8>,
+    backlog: VecDeque<Raw>,
+    unwatched: Unwatched,
+    /// Watches met by the walk after an overflow; those not met are of directories that are gone.
+    met: Option<HashSet<i32>>,
+}
+
+#[derive(Default)]
+struct Unwatched {
+    dirs: BTreeSet<PathBuf>,
+    all: bool,
+    retry_at: Option<Instant>,
+    told: bool,
+}
+
+pub(super) fn open(roots: &Roots) -> Result<Box<dyn Source>, CaptureError> {
+    let inotify = Inotify::init().map_err(CaptureError::Instances)?;
+    let plan = roots.watched().into_iter().map(|(path, reach)| match reach {
+        Reach::Flat => (path, Role::Flat),
+        Reach::Tree => (path, Role::Tree),
+    });
+    Ok(Box::new(InotifySource {
+        watches: inotify.watches(),
+        inotify,
+        roots: roots.clone(),
+        plan: plan.collect(),
+        unborn: BTreeSet::new(),
+        table: Table::default(),
+        buffer: vec![0; BUFFER_BYTES],
+        backlog: VecDeque::new(),
+        unwatched: Unwatched::default(),
+        met: None,
+    }))
+}
+
+impl Source for InotifySource {
+    fn run(&mut self, feed: &mut Feed, control: &Control) -> Result<(), CaptureError> {
+        let begun = Instant::now();
+        for root in 0..self.plan.len() {
+            self.arm(root, false, feed);
+        }
+        self.count(feed);
+        tracing::info!(watches = self.table.len(), elapsed_ms = begun.elapsed().as_millis() as u64, "watching");
+        control.armed();
+        loop {
+            self.wait(feed, control)?;
+            let orders = control.take();
+            self.siphon(feed)?;
+            while let Some(raw) = self.backlog.pop_front() {
+                self.event(raw, feed);
+                // Someone who waits wants the queue empty, not just what one read gave.
+                if self.backlog.is_empty() && orders.wants_all() {
+                    self.siphon(feed)?;
+                }
+                feed.hand_on_if_due();
+            }
+            let now = Instant::now();
+            if self.unwatched.retry_at.is_some_and(|at| at <= now) {
+                self.retry(feed);
+            }
+            self.count(feed);
+            if orders.wants_all() {
+                feed.flush();
+                let stop = orders.stop;
+                orders.done();
+                if stop {
+                    return Ok(());
+                }
+            } else {
+                feed.hand_on(now);
+            }
+        }
+    }
+}
+
+impl InotifySource {
+    fn wait(&self, feed: &Feed, control: &Control) -> Result<(), CaptureError> {
+        let wake_at = [feed.next_deadline(), self.unwatched.retry_at].into_iter().flatten().min();
+        let timeout = wake_at.map(|at| TimeSpec::from_duration(at.saturating_duration_since(Instant::now())));
+        let mut fds = [self.inotify.as_fd(), control.as_fd()].map(|fd| PollFd::new(fd, PollFlags::POLLIN));
+        match ppoll(&mut fds, timeout, None) {
+            Ok(_) | Err(Errno::EINTR) => Ok(()),
+            Err(errno) => Err(CaptureError::System { what: "poll", cause: errno.into() }),
+        }
+    }
+
+    /// Takes over what the kernel holds at this moment, without looking at it.
+    fn siphon(&mut self, feed: &Feed) -> Result<(), CaptureError> {
+        while self.backlog.len() < BACKLOG_MOST {
+            let events = match self.inotify.read_events(&mut self.buffer) {
+                Ok(events) => events,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(cause) => return Err(CaptureError::System { what: "reading inotify", cause }),
+            };
+            let seen_at = Instant::now();
+            let before = self.backlog.len();
+            self.backlog.extend(events.map(|event| Raw {
+                wd: event.wd.get_watch_descriptor_id(),
+                mask: event.mask,
+                name: event.name.map(|name| name.to_owned().into_boxed_os_str()),
+                seen_at,
+            }));
+            feed.counters.events.fetch_add((self.backlog.len() - before) as u64, Relaxed);
+        }
+        Ok(())
+    }
+
+    fn count(&self, feed: &Feed) {
+        feed.counters.watches.store(self.table.len() as u64, Relaxed);
+        feed.counters.unwatched.store(self.unwatched.dirs.len() as u64, Relaxed);
+    }
+
+    fn event(&mut self, raw: Raw, feed: &mut Feed) {
+        let Raw { wd, mask, name, seen_at } = raw;
+        if mask.contains(EventMask::Q_OVERFLOW) {
+            return self.overflow(feed, seen_at);
+        }
+        // Events of a watch we removed: whoever removed it has reported or will walk what it stood for.
+        let Some(role) = self.table.get(wd).map(|dir| dir.role) else { return };
+        if mask.contains(EventMask::IGNORED) {
+            return self.gone(wd, feed, seen_at);
+        }
+        if mask.contains(EventMask::MOVE_SELF) {
+            return self.moved(wd, feed, seen_at);
+        }
+        let Some(name) = name else { return };
+        let Some(path) = self.table.path(wd).map(|dir| dir.join(&*name)) else {
+            // Its place is unknown for the moment, what it holds is not to be guessed.
+            return feed.lost(Scope::Everything, seen_at);
+        };
+        let is_dir = mask.contains(EventMask::ISDIR);
+        let kind = touch_kind(mask);
+        let came = matches!(kind, TouchKind::Create | TouchKind::MovedTo);
+        match role {
+            Role::Tree if is_dir && self.roots.is_noise_dir(&path) => {}
+            Role::Tree => {
+                let known = feed.touched(kind, &path, is_dir, seen_at);
+                if came && is_dir {
+                    self.walk(Step { path, parent: Some(wd), role, link: false }, true, feed);
+                } else if is_dir && kind == TouchKind::MovedFrom && !known {
+                    // Neither Cyrus nor an admin with a plan moves these; whatever is below has changed its place.
+                    feed.lost(Scope::Everything, seen_at);
+                }
+            }
+            Role::Flat | Role::Ladder => {
+                if role == Role::Flat && !is_dir {
+                    feed.touched(kind, &path, is_dir, seen_at);
+                }
+                if came {
+                    // A symbolic link may lead to a root as well.
+                    let below = (0..self.plan.len())
+                        .filter(|&root| is_dir || self.unborn.contains(&root))
+                        .filter(|&root| self.root_path(root).starts_with(&path));
+                    let below: Vec<usize> = below.collect();
+                    below.into_iter().for_each(|root| self.arm(root, true, feed));
+                }
+            }
+        }
+    }
+
+    fn root_path(&self, root: usize) -> &Path {
+        self.plan.get(root).map(|(path, _)| path.as_path()).unwrap_or(Path::new(""))
+    }
+
+    /// Watches one root and all below it; without it, the nearest directory above.
+    fn arm(&mut self, root: usize, report: bool, feed: &mut Feed) {
+        let Some((path, role)) = self.plan.get(root).cloned() else { return };
+        loop {
+            match self.add(&path) {
+                Ok(_) => {
+                    if self.unborn.remove(&root) {
+                        tracing::info!(path = %path.display(), "root has appeared");
+                    }
+                    return self.walk(Step { path, parent: None, role, link: false }, report, feed);
+                }
+                Err(error) if is_gone(&error) => {}
+                Err(error) => {
+                    self.unborn.insert(root);
+                    return self.cannot_watch(&path, error, feed);
+                }
+            }
+            if self.unborn.insert(root) {
+                tracing::info!(path = %path.display(), "root does not exist, waiting for it");
+            }
+            let Some(next) = self.ladder(&path, feed) else { return };
+            // Created after we looked for it and before the directory above was watched: look once more.
+            if !next.is_dir() {
+                return;
+            }
+        }
+    }
+
+    /// Watches the nearest existing directory above `path`; gives the one that is missing below it.
+    fn ladder(&mut self, path: &Path, feed: &mut Feed) -> Option<PathBuf> {
+        let mut missing = path;
+        while let Some(above) = missing.parent() {
+            match self.add(above) {
+                Ok(watch) => {
+                    let wd = watch.get_watch_descriptor_id();
+                    self.meet(wd);
+                    if self.table.get(wd).is_none() {
+                        let name = above.as_os_str().to_owned().into_boxed_os_str();
+                        self.table.insert(wd, Dir { watch, parent: None, name, role: Role::Ladder });
+                    }
+                    return Some(missing.to_owned());
+                }
+                Err(error) if is_gone(&error) => missing = above,
+                Err(error) => {
+                    self.cannot_watch(above, error, feed);
+                    return None;
+                }
+            }
+        }
+        None
+    }
+
+    fn add(&mut self, path: &Path) -> io::Result<WatchDescriptor> {
+        self.watches.add(path, mask())
+    }
+
+    fn meet(&mut self, wd: i32) {
+        if let Some(met) = &mut self.met {
+            met.insert(wd);
+        }
+    }
+
+    /// Watches a directory and everything below it, each first and then listed; with `report`, all that is found
+    /// counts as touched.
+    fn walk(&mut self, first: Step, report: bool, feed: &mut Feed) {
+        let mut steps = vec![first];
+        let mut walked = 0usize;
+        while let Some(step) = steps.pop() {
+            walked += 1;
+            if walked.is_multiple_of(SIPHON_EVERY) {
+                // An error comes again at the next read in the main loop, and ends this source there.
+                let _ = self.siphon(feed);
+                feed.hand_on_if_due();
+            }
+            let watch = match self.add(&step.path) {
+                Ok(watch) => watch,
+                // Gone again, or not a directory any more: the watch above it tells the rest.
+                Err(error) if is_gone(&error) => continue,
+                Err(error) => {
+                    self.cannot_watch(&step.path, error, feed);
+                    continue;
+                }
+            };
+            let wd = watch.get_watch_descriptor_id();
+            if !self.register(wd, watch, &step, feed) {
+                continue;
+            }
+            if report {
+                feed.touched(TouchKind::Found, &step.path, true, Instant::now());
+            }
+            if let Err(error) = self.list(wd, &step, report, feed, &mut steps)
+                && !is_gone(&error)
+            {
+                self.cannot_watch(&step.path, error, feed);
+            }
+        }
+    }
+
+    fn list(
+        &mut self,
+        wd: i32,
+        step: &Step,
+        report: bool,
+        feed: &mut Feed,
+        steps: &mut Vec<Step>,
+    ) -> Result<(), io::Error> {
+        for entry in std::fs::read_dir(&step.path)? {
+            let entry = entry?;
+            let kind = match entry.file_type() {
+                Ok(kind) => kind,
+                Err(error) if is_gone(&error) => continue,
+                Err(error) => return Err(error),
+            };
+            let link = kind.is_symlink();
+            let path = entry.path();
+            let is_dir = kind.is_dir() || (link && path.is_dir());
+            if is_dir {
+                if step.role == Role::Tree && !self.roots.is_noise_dir(&path) {
+                    steps.push(Step { path, parent: Some(wd), role: Role::Tree, link });
+                }
+            } else if report {
+                feed.touched(TouchKind::Found, &path, false, Instant::now());
+            }
+        }
+        Ok(())
+    }
+
+    /// Enters a watch in the table; false when there is nothing to walk because it is known by another way.
+    fn register(&mut self, wd: i32, watch: WatchDescriptor, step: &Step, feed: &mut Feed) -> bool {
+        self.meet(wd);
+        let name = match step.parent {
+            Some(_) => step.path.file_name().unwrap_or_default().to_owned(),
+            None => step.path.as_os_str().to_owned(),
+        };
+        let Some(known) = self.table.get_mut(wd) else {
+            self.table.insert(wd, Dir { watch, parent: step.parent, name: name.into_boxed_os_str(), role: step.role });
+            return true;
+        };
+        let same_place = known.parent == step.parent && *known.name == *name;
+        if same_place {
+            known.role = known.role.max(step.role);
+            return true;
+        }
+        if known.role == Role::Ladder {
+            // It was only on the way to a root that did not exist; now it is part of a tree itself.
+            known.role = step.role;
+            self.table.place(wd, step.parent, name);
+            return true;
+        }
+        let under_itself = step.parent.is_some_and(|parent| self.table.is_within(parent, wd));
+        let is_root = self.table.get(wd).is_some_and(|dir| dir.parent.is_none());
+        if step.link || under_itself || is_root {
+            let known = self.table.path(wd).unwrap_or_default();
+            tracing::warn!(path = %step.path.display(), known = %known.display(), "second way to the same directory");
+            return false;
+        }
+        self.report_gone(wd, feed, Instant::now());
+        self.table.place(wd, step.parent, name);
+        true
+    }
+
+    /// The directory and all known below it have left the place where the table has them.
+    fn report_gone(&self, wd: i32, feed: &mut Feed, seen_at: Instant) {
+        for below in self.table.within(wd) {
+            match self.table.path(below) {
+                Some(path) => {
+                    feed.touched(TouchKind::Gone, &path, true, seen_at);
+                }
+                None => feed.lost(Scope::Everything, seen_at),
+            }
+        }
+    }
+
+    /// The kernel ended a watch: the directory was deleted or unmounted.
+    fn gone(&mut self, wd: i32, feed: &mut Feed, seen_at: Instant) {
+        let Some(dir) = self.table.remove(wd) else { return };
+        if dir.parent.is_none() {
+            self.root_gone(Path::new(&*dir.name), feed, seen_at);
+        }
+    }
+
+    fn root_gone(&mut self, path: &Path, feed: &mut Feed, seen_at: Instant) {
+        let affected: Vec<usize> =
+            (0..self.plan.len()).filter(|&root| self.root_path(root).starts_with(path)).collect();
+        for root in affected {
+            if self.plan.get(root).is_some_and(|(_, role)| *role == Role::Tree) && !self.unborn.contains(&root) {
+                feed.lost(Scope::Everything, seen_at);
+            }
+            self.arm(root, true, feed);
+        }
+    }
+
+    /// A watched directory has a new name; events before this one may have told us where it is now.
+    fn moved(&mut self, wd: i32, feed: &mut Feed, seen_at: Instant) {
+        let Some(path) = self.table.path(wd) else { return self.forget(wd, feed, seen_at) };
+        match self.add(&path) {
+            Ok(watch) if watch.get_watch_descriptor_id() == wd => {}
+            Ok(_) => {
+                // Another directory took the name already.
+                let (parent, role) = self.table.get(wd).map_or((None, Role::Tree), |dir| (dir.parent, dir.role));
+                self.forget(wd, feed, seen_at);
+                self.walk(Step { path, parent, role, link: false }, true, feed);
+            }
+            Err(_) => self.forget(wd, feed, seen_at),
+        }
+    }
+
+    /// Drops the watches of a directory that has left its place, and of all below. Should it turn up elsewhere in a
+    /// watched tree, its MOVED_TO is still to come, and walks it.
+    fn forget(&mut self, wd: i32, feed: &mut Feed, seen_at: Instant) {
+        self.report_gone(wd, feed, seen_at);
+        let mut roots = Vec::new();
+        for below in self.table.within(wd) {
+            let Some(dir) = self.table.remove(below) else { continue };
+            if dir.parent.is_none() {
+                roots.push(PathBuf::from(&*dir.name));
+            }
+            // EINVAL: the kernel has ended it already.
+            let _ = self.watches.remove(dir.watch);
+        }
+        roots.iter().for_each(|path| self.root_gone(path, feed, seen_at));
+    }
+
+    /// Events were dropped, among them perhaps new directories: walk everything, *then* ask for a comparison, so
+    /// that nothing can change unseen between the two.
+    fn overflow(&mut self, feed: &mut Feed, seen_at: Instant) {
+        feed.counters.overflows.fetch_add(1, Relaxed);
+        tracing::warn!(
+            "inotify queue overflowed, comparing everything; fs.inotify.max_queued_events (sysctl) sets its length"
+        );
+        self.rewalk(false, feed);
+        feed.lost(Scope::Everything, seen_at);
+    }
+
+    fn rewalk(&mut self, report: bool, feed: &mut Feed) {
+        self.met = Some(HashSet::new());
+        for root in 0..self.plan.len() {
+            self.arm(root, report, feed);
+        }
+        let met = self.met.take().unwrap_or_default();
+        let stale: Vec<i32> = self.table.wds().filter(|wd| !met.contains(wd)).collect();
+        for wd in stale {
+            if let Some(dir) = self.table.remove(wd) {
+                let _ = self.watches.remove(dir.watch);
+            }
+        }
+    }
+
+    /// A directory that should be watched and cannot be.
+    fn cannot_watch(&mut self, path: &Path, error: io::Error, feed: &mut Feed) {
+        let now = Instant::now();
+        let errno = error.raw_os_error().map(Errno::from_raw);
+        // Every ext4 mount point has one, and only root may look into it.
+        if errno == Some(Errno::EACCES) && path.file_name().is_some_and(|name| name == "lost+found") {
+            return;
+        }
+        if !self.unwatched.told {
+            self.unwatched.told = true;
+            let cure = match errno {
+                Some(Errno::ENOSPC) => "raise fs.inotify.max_user_watches (sysctl)",
+                Some(Errno::EMFILE | Errno::ENFILE) => "raise the limit of open files",
+                Some(Errno::EACCES | Errno::EPERM) => "let this user read and search it",
+                _ => "see the error",
+            };
+            tracing::error!(path = %path.display(), %error, cure, "directory cannot be watched, comparing it every 30 s instead");
+        }
+        if self.unwatched.dirs.len() < UNWATCHED_MOST {
+            self.unwatched.dirs.insert(path.to_owned());
+        } else {
+            self.unwatched.all = true;
+        }
+        let scope = match self.roots.derive(path, true) {
+            Some(DirtyKey::Mailbox(MailboxRef::Name(name))) if self.unwatched.dirs.len() <= SCOPES_MOST => {
+                Scope::Below(name)
+            }
+            _ => Scope::Everything,
+        };
+        feed.lost(scope, now);
+        self.unwatched.retry_at.get_or_insert(now + RETRY);
+    }
+
+    /// Tries the unwatched directories again; what fails once more counts as lost once more.
+    fn retry(&mut self, feed: &mut Feed) {
+        let Unwatched { dirs, all, .. } =
+            std::mem::replace(&mut self.unwatched, Unwatched { told: true, ..Unwatched::default() });
+        if all {
+            self.rewalk(true, feed);
+        }
+        for path in dirs {
+            if let Some(root) = (0..self.plan.len()).find(|&root| self.root_path(root) == path) {
+                self.arm(root, true, feed);
+                continue;
+            }
+            let parent = path.parent().and_then(|above| self.add(above).ok());
+            let parent = parent.map(|watch| watch.get_watch_descriptor_id()).filter(|wd| self.table.get(*wd).is_some());
+            // Without the directory above nothing is left to be watched here.
+            if let Some(parent) = parent {
+                self.walk(Step { path, parent: Some(parent), role: Role::Tree, link: false }, true, feed);
+            }
+        }
+        if self.unwatched.retry_at.is_none() {
+            self.unwatched.told = false;
+            tracing::info!(watches = self.table.len(), "every directory is watched again");
+        }
+    }
+}
+
+fn touch_kind(mask: EventMask) -> TouchKind {
+    if mask.contains(EventMask::CREATE) {
+        TouchKind::Create
+    } else if mask.contains(EventMask::DELETE) {
+        TouchKind::Delete
+    } else if mask.contains(EventMask::MOVED_FROM) {
+        TouchKind::MovedFrom
+    } else if mask.contains(EventMask::MOVED_TO) {
+        TouchKind::MovedTo
+    } else {
+        TouchKind::Modify
+    }
+}
+
+/// Not there, or there is something else under its name.
+fn is_gone(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
+}
