@@ -14,6 +14,7 @@
 //! | 78 | the configuration is faulty |
 
 mod check;
+mod demo;
 pub mod inspect;
 mod log;
 mod push;
@@ -90,6 +91,8 @@ enum Command {
     Verify(verify::VerifyArgs),
     /// Shows what would be run, or every fault of the configuration
     Check,
+    /// Replays a recorded store with the watcher on, into an archive, and compares it with what IMAP showed
+    Demo(demo::DemoArgs),
 }
 
 /// Exit codes; the table is in the module's page.
@@ -164,6 +167,7 @@ fn dispatch(cli: Cli) -> Outcome {
         },
         Command::Verify(args) => verify::verify(common, &args),
         Command::Check => check::check(common),
+        Command::Demo(args) => demo::demo(common, &args),
     }
 }
 
