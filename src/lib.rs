@@ -25,6 +25,8 @@ pub mod engine;
 
 pub mod config;
 
+pub mod daemon;
+
 pub mod replay;
 
 pub mod cli;

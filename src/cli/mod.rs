@@ -18,6 +18,7 @@ mod demo;
 pub mod inspect;
 mod log;
 mod push;
+mod run;
 mod scan;
 mod setup;
 mod verify;
@@ -78,6 +79,8 @@ struct Common {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Watches the source and keeps the replica equal, in the foreground, until SIGTERM
+    Run(run::RunArgs),
     /// Replicates once: everything, or the named users, mailboxes or users' data
     Push(push::PushArgs),
     /// Shows what differs from the receipts, without pushing
@@ -159,6 +162,7 @@ pub fn run() -> ExitCode {
 fn dispatch(cli: Cli) -> Outcome {
     let common = &cli.common;
     match cli.command {
+        Command::Run(args) => run::run(common, &args),
         Command::Push(args) => push::push(common, &args),
         Command::Scan => scan::scan(common),
         Command::Inspect { file } => match inspect::inspect(&file, common.json, &mut std::io::stdout().lock()) {

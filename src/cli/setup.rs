@@ -1,6 +1,7 @@
 //! What every subcommand that works on a source needs: configuration, the opened source, state, replicas.
 
 use super::{Common, Exit, Failure};
+use crate::capture;
 use crate::config::{Config, Credentials, Raw, ReplicaConfig};
 use crate::engine;
 use crate::model::{MailStore, ReplicaError, ReplicaTarget};
@@ -74,13 +75,13 @@ impl Setup {
             .collect())
     }
 
+    pub(super) fn capture_settings(&self) -> capture::Settings {
+        capture::Settings { quiet: self.config.quiet, most: self.config.most, ..Default::default() }
+    }
+
     /// Directories that capture watches.
     pub(super) fn watched_roots(&self) -> Vec<PathBuf> {
-        let layout = self.store.layout();
-        let mut roots: Vec<PathBuf> = layout.partitions.values().cloned().collect();
-        roots.extend(layout.meta_roots());
-        roots.extend([layout.configdirectory.clone(), layout.sievedir.clone()]);
-        roots
+        capture::Roots::from(self.store.layout()).watched().into_iter().map(|(path, _)| path).collect()
     }
 }
 
