@@ -15,7 +15,7 @@ struct Lab {
     handle: CaptureHandle,
 }
 
-pub fn roots(dir: &Path) -> Roots {
+fn roots(dir: &Path) -> Roots {
     Roots {
         spool: vec![dir.join("spool")],
         meta: vec![dir.join("meta")],
@@ -69,9 +69,9 @@ impl Lab {
     }
 }
 
-type Given = Arc<Mutex<Vec<Notice>>>;
+pub type Given = Arc<Mutex<Vec<Notice>>>;
 
-fn start(roots: Roots, settings: Settings) -> (Given, CaptureHandle) {
+pub fn start(roots: Roots, settings: Settings) -> (Given, CaptureHandle) {
     let given = Given::default();
     let theirs = given.clone();
     let out = move |notices| theirs.lock().unwrap_or_else(PoisonError::into_inner).extend(notices);
@@ -321,4 +321,46 @@ fn the_tap_sees_noise_as_well() {
     let seen = seen.lock().unwrap_or_else(PoisonError::into_inner);
     assert!(seen.contains(&("create cyrus.cache".to_owned(), None)), "{seen:?}");
     assert!(seen.contains(&("create 1.".to_owned(), Some("mailbox user.a".to_owned()))), "{seen:?}");
+}
+
+#[test]
+fn a_full_queue_is_told_and_mended() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    fs::create_dir_all(dir.path().join("spool/user/a")).expect("created");
+    // Nobody takes the notices for a while, as when the machine is out of breath; the kernel's queue fills.
+    let (release, released) = std::sync::mpsc::channel::<()>();
+    let given = Given::default();
+    let theirs = given.clone();
+    let out = move |notices: Vec<Notice>| {
+        let _ = released.recv();
+        theirs.lock().unwrap_or_else(PoisonError::into_inner).extend(notices);
+    };
+    let handle = capture::start(roots(dir.path()), Settings::default(), Box::new(out)).expect("capture starts");
+    handle.wait_armed();
+    let longest = fs::read_to_string("/proc/sys/fs/inotify/max_queued_events").expect("a sysctl");
+    let longest: usize = longest.trim().parse().expect("a number");
+    if longest > 200_000 {
+        println!("skipped: fs.inotify.max_queued_events is {longest}");
+        drop(release);
+        return;
+    }
+    fs::write(dir.path().join("spool/user/a/1."), "x").expect("written");
+    std::thread::sleep(Duration::from_millis(100));
+    for n in 0..=longest / 2 {
+        let path = dir.path().join(format!("spool/user/a/{n}."));
+        fs::write(&path, "").expect("written");
+        fs::remove_file(&path).expect("removed");
+    }
+    // The kernel has no room to tell of these.
+    fs::create_dir_all(dir.path().join("spool/user/b/kid")).expect("created");
+    drop(release);
+    let soon = || Instant::now() + Duration::from_secs(20);
+    let taken = || std::mem::take(&mut *given.lock().unwrap_or_else(PoisonError::into_inner));
+    assert!(handle.drain(soon()));
+    assert!(taken().iter().any(|notice| notice.key.to_string() == "rescan"));
+    assert!(handle.stats().overflows > 0);
+    fs::write(dir.path().join("spool/user/b/kid/1."), "x").expect("written");
+    assert!(handle.drain(soon()));
+    let keys: Vec<String> = taken().iter().map(|notice| notice.key.to_string()).collect();
+    assert_eq!(keys, ["mailbox user.b.kid"]);
 }
