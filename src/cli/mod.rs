@@ -15,6 +15,7 @@
 
 mod check;
 mod demo;
+mod events;
 pub mod inspect;
 mod log;
 mod push;
@@ -90,6 +91,8 @@ enum Command {
         /// cyrus.index, cyrus.header, a database, a quota file, imapd.conf …
         file: PathBuf,
     },
+    /// Shows live what the watcher sees: each touched path and what it may have changed
+    Events(events::EventsArgs),
     /// Compares source and replica mailbox by mailbox; exit code 1 when they differ
     Verify(verify::VerifyArgs),
     /// Shows what would be run, or every fault of the configuration
@@ -169,6 +172,7 @@ fn dispatch(cli: Cli) -> Outcome {
             Ok(()) => Ok(Exit::Ok),
             Err(error) => Err(Failure::new(Exit::Data, error)),
         },
+        Command::Events(args) => events::events(common, &args),
         Command::Verify(args) => verify::verify(common, &args),
         Command::Check => check::check(common),
         Command::Demo(args) => demo::demo(common, &args),
