@@ -2,7 +2,6 @@
 
 mod archive;
 mod csync;
-mod guard;
 
 use crate::config::ReplicaConfig;
 use crate::model::{ReplicaError, ReplicaTarget};

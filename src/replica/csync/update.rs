@@ -1,0 +1,270 @@
+//! One mailbox: its message files first, checked against their GUIDs, then the mailbox itself.
+
+use super::guard;
+use super::session::Session;
+use crate::csync::command::{self, Untagged};
+use crate::model::{
+    Annotation, BodyRef, BodySource, Disposition, MailboxUpdate, MessageGuid, ModSeq, Partition, Replica, ReplicaError,
+    StoreError, Uid,
+};
+use sha1::{Digest, Sha1};
+use std::collections::HashSet;
+use std::io::Read;
+use std::sync::PoisonError;
+
+/// Messages and bytes in one MESSAGE request.
+const BATCH_MESSAGES: usize = 1024;
+const BATCH_BYTES: usize = 4 << 20;
+/// A larger body is not held in memory: it is hashed in a first pass and streamed in a second.
+const WHOLE_BYTES: u64 = 4 << 20;
+/// GUIDs in one RESERVE request.
+const RESERVE_GUIDS: usize = 8192;
+/// So many staged messages are dropped with a RESTART at the next quiet moment.
+const STAGED_MOST: usize = 4096;
+impl Session {
+    /// Brings one mailbox there.
+    pub(super) fn mailbox(&mut self, update: &MailboxUpdate, bodies: &dyn BodySource) -> Result<(), ReplicaError> {
+        let partition = self.partition(&update.head.partition);
+        let staged: HashSet<MessageGuid> =
+            self.staged.iter().filter(|(place, _)| *place == partition).map(|(_, guid)| *guid).collect();
+        if let Some(reason) = guard::refuse(update, &self.dialect, &staged) {
+            return Err(ReplicaError::Refused(reason));
+        }
+        if !update.bodies.is_empty() {
+            self.require_partition(update, &partition)?;
+            self.upload(update, &partition, bodies)?;
+        }
+        let request = command::mailbox(update, &partition, &self.dialect);
+        match self.line(&request) {
+            Err(ReplicaError::Refused(text)) if update.create && text.contains("Unknown/invalid partition") => {
+                Err(ReplicaError::Refused(no_partition(&partition)))
+            }
+            other => other,
+        }?;
+        if !update.head.mbtype.is_intermediate() {
+            let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+            known.partitions.insert(partition.clone());
+        }
+        if !self.dialect.annotations_inside {
+            self.annotations_outside(update)?;
+        }
+        if self.staged.len() > STAGED_MOST {
+            self.restart()?;
+        }
+        Ok(())
+    }
+
+    /// A file value that names an unknown partition kills a 3.x server, an empty mailbox on it is only refused. So the
+    /// first mailbox on a partition nobody has seen yet is made empty first.
+    fn require_partition(&mut self, update: &MailboxUpdate, partition: &Partition) -> Result<(), ReplicaError> {
+        if self.known.lock().unwrap_or_else(PoisonError::into_inner).partitions.contains(partition) {
+            return Ok(());
+        }
+        if update.create {
+            let mut probe = update.clone();
+            probe.head.last_uid = Uid(0);
+            probe.head.recentuid = Uid(0);
+            probe.head.highestmodseq = ModSeq(1);
+            probe.crcs = Default::default();
+            probe.since = None;
+            (probe.records, probe.bodies, probe.annotations) = (Vec::new(), Vec::new(), Vec::new());
+            match self.line(&command::mailbox(&probe, partition, &self.dialect)) {
+                // It is there already, with content: then its partition is asked for below.
+                Ok(()) | Err(ReplicaError::Changed(_)) => {}
+                Err(ReplicaError::Refused(text)) => {
+                    return Err(ReplicaError::Refused(format!("{text}; {}", no_partition(partition))));
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        let views = self.view_mailboxes(std::slice::from_ref(&update.head.name))?;
+        let there = views.first().map(|view| self.partition(&view.head.partition));
+        if there.as_ref() == Some(partition) {
+            return Ok(());
+        }
+        Err(ReplicaError::Refused(no_partition(partition)))
+    }
+
+    fn upload(
+        &mut self,
+        update: &MailboxUpdate,
+        partition: &Partition,
+        bodies: &dyn BodySource,
+    ) -> Result<(), ReplicaError> {
+        let mut seen = HashSet::new();
+        let mut wanted: Vec<&BodyRef> = update
+            .bodies
+            .iter()
+            .filter(|body| !self.staged.contains(&(partition.clone(), body.guid)) && seen.insert(body.guid))
+            .collect();
+        if !update.reserve_from.is_empty() && !wanted.is_empty() {
+            let mut missing = HashSet::new();
+            for chunk in wanted.chunks(RESERVE_GUIDS) {
+                let guids: Vec<MessageGuid> = chunk.iter().map(|body| body.guid).collect();
+                for line in self.request(&command::reserve(partition, &update.reserve_from, &guids))? {
+                    if let Untagged::Missing(guids) = line {
+                        missing.extend(guids);
+                    }
+                }
+            }
+            let (upload, there): (Vec<_>, Vec<_>) = wanted.into_iter().partition(|body| missing.contains(&body.guid));
+            self.staged.extend(there.iter().map(|body| (partition.clone(), body.guid)));
+            wanted = upload;
+        }
+        let mut batch: Vec<u8> = Vec::new();
+        let mut in_batch: Vec<MessageGuid> = Vec::new();
+        for body in wanted {
+            if body.size > WHOLE_BYTES {
+                self.stream(partition, body, bodies)?;
+                continue;
+            }
+            let bytes = read_checked(body, bodies)?;
+            if in_batch.len() >= BATCH_MESSAGES || batch.len() + bytes.len() > BATCH_BYTES {
+                self.message_batch(partition, &mut batch, &mut in_batch)?;
+            }
+            batch.extend_from_slice(if in_batch.is_empty() { b"APPLY MESSAGE (" } else { b" " });
+            batch.extend(command::file_head(partition, &body.guid, body.size));
+            batch.extend_from_slice(&bytes);
+            in_batch.push(body.guid);
+        }
+        self.message_batch(partition, &mut batch, &mut in_batch)
+    }
+
+    fn message_batch(
+        &mut self,
+        partition: &Partition,
+        batch: &mut Vec<u8>,
+        guids: &mut Vec<MessageGuid>,
+    ) -> Result<(), ReplicaError> {
+        if guids.is_empty() {
+            return Ok(());
+        }
+        batch.extend_from_slice(b")\r\n");
+        // The update that uses these bodies is sent only after the server has confirmed that it has them.
+        self.line(batch)?;
+        self.staged.extend(guids.drain(..).map(|guid| (partition.clone(), guid)));
+        batch.clear();
+        Ok(())
+    }
+
+    /// A large body: hashed once before the first byte leaves, and again while it is sent.
+    fn stream(&mut self, partition: &Partition, body: &BodyRef, bodies: &dyn BodySource) -> Result<(), ReplicaError> {
+        let mut buffer = vec![0; 256 << 10];
+        hash_body(body, bodies, &mut buffer, &mut |_| Ok(()))?;
+        let mut head = b"APPLY MESSAGE (".to_vec();
+        head.extend(command::file_head(partition, &body.guid, body.size));
+        self.send(&head, false)?;
+        let sent = hash_body(body, bodies, &mut buffer, &mut |bytes| self.send(bytes, false));
+        if let Err(error) = sent {
+            // Half a file is on its way: only closing the connection keeps it from being used.
+            self.dead = true;
+            return Err(error);
+        }
+        self.line(b")\r\n")?;
+        self.staged.insert((partition.clone(), body.guid));
+        Ok(())
+    }
+
+    /// 2.4 keeps mailbox annotations apart from the mailbox.
+    fn annotations_outside(&mut self, update: &MailboxUpdate) -> Result<(), ReplicaError> {
+        let name = update.head.name.as_bytes();
+        let lines = self.request(&command::get("ANNOTATION", name))?;
+        let there: Vec<Annotation> = lines
+            .into_iter()
+            .filter_map(|line| match line {
+                Untagged::Annotation(annotation) => Some(annotation),
+                _ => None,
+            })
+            .collect();
+        for annotation in &update.annotations {
+            if !there.iter().any(|other| other.content() == annotation.content()) {
+                self.annotation(name, annotation)?;
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn annotation(&mut self, name: &[u8], annotation: &Annotation) -> Result<(), ReplicaError> {
+        self.line(&command::apply_fields(
+            "ANNOTATION",
+            &[
+                ("MBOXNAME", name),
+                ("ENTRY", &annotation.entry),
+                ("USERID", annotation.userid.as_bytes()),
+                ("VALUE", &annotation.value),
+            ],
+        ))
+    }
+}
+
+fn no_partition(partition: &Partition) -> String {
+    format!(
+        "the replica has no partition {partition}: add partition-{partition} to its imapd.conf, \
+         or map it with [partition] in spooltap's configuration"
+    )
+}
+
+fn body_error(body: &BodyRef, disposition: Disposition, fault: &str) -> ReplicaError {
+    ReplicaError::Body(StoreError::new(
+        disposition,
+        format!("message file of UID {} {fault}; it is not sent; restore the file or run reconstruct", body.uid.0),
+    ))
+}
+
+/// Reads a body whole and checks size and SHA-1.
+fn read_checked(body: &BodyRef, bodies: &dyn BodySource) -> Result<Vec<u8>, ReplicaError> {
+    let open = bodies.open(body).map_err(ReplicaError::Body)?;
+    let mut bytes = Vec::with_capacity(usize::try_from(body.size).unwrap_or(0));
+    open.reader
+        .take(body.size.saturating_add(1))
+        .read_to_end(&mut bytes)
+        .map_err(|error| body_error(body, Disposition::RetrySoon, &format!("cannot be read: {error}")))?;
+    if bytes.len() as u64 != body.size {
+        return Err(body_error(
+            body,
+            Disposition::Quarantine,
+            &format!("has not the {} bytes of its record", body.size),
+        ));
+    }
+    if Sha1::digest(&bytes).as_slice() != body.guid.0 {
+        return Err(body_error(
+            body,
+            Disposition::Quarantine,
+            &format!("is not the message of its record (GUID {})", body.guid),
+        ));
+    }
+    Ok(bytes)
+}
+
+/// Passes a body on in pieces and checks size and SHA-1.
+fn hash_body(
+    body: &BodyRef,
+    bodies: &dyn BodySource,
+    buffer: &mut [u8],
+    pass: &mut dyn FnMut(&[u8]) -> Result<(), ReplicaError>,
+) -> Result<(), ReplicaError> {
+    let mut open = bodies.open(body).map_err(ReplicaError::Body)?;
+    let (mut hash, mut left) = (Sha1::new(), body.size);
+    while left > 0 {
+        let most = buffer.len().min(usize::try_from(left).unwrap_or(usize::MAX));
+        let count = open
+            .reader
+            .read(buffer.get_mut(..most).unwrap_or_default())
+            .map_err(|error| body_error(body, Disposition::RetrySoon, &format!("cannot be read: {error}")))?;
+        if count == 0 {
+            return Err(body_error(body, Disposition::Quarantine, &format!("ends {left} bytes too early")));
+        }
+        let bytes = buffer.get(..count).unwrap_or_default();
+        hash.update(bytes);
+        pass(bytes)?;
+        left = left.saturating_sub(count as u64);
+    }
+    if hash.finalize().as_slice() != body.guid.0 {
+        return Err(body_error(
+            body,
+            Disposition::Quarantine,
+            &format!("is not the message of its record (GUID {})", body.guid),
+        ));
+    }
+    Ok(())
+}
