@@ -42,6 +42,10 @@ pub(super) struct PushArgs {
 pub(super) fn push(common: &Common, args: &PushArgs) -> Outcome {
     let setup = Setup::open(common, true)?;
     let state = setup.state()?;
+    // What is wrong with a replica is told once and before anything is read.
+    for target in setup.replica_targets()? {
+        target.open().map_err(super::setup::replica_failure)?.close();
+    }
     let bar = progress(common.json);
     let failures: Arc<Mutex<Vec<(String, String)>>> = Arc::default();
     let sink = sink(common, args.dry_run, &bar);

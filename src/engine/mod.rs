@@ -134,6 +134,8 @@ const FUSE_WINDOW: Duration = Duration::from_secs(600);
 const FUSE_FREE: usize = 50;
 /// A session that idles this long is asked whether it is still there.
 const KEEPALIVE: Duration = Duration::from_secs(240);
+/// The same trouble with a replica is told this often.
+const TELL_AGAIN: Duration = Duration::from_secs(30);
 /// So many lost sessions in a row at the same item, and it is quarantined.
 const LOSSES: u32 = 3;
 
@@ -154,6 +156,8 @@ struct Shared {
     traffic: [AtomicU64; 2],
     connected: AtomicU64,
     fatal: Mutex<Option<String>>,
+    /// The last trouble that was told, so that several sessions do not tell the same.
+    told: Mutex<Option<(String, Instant)>>,
 }
 
 #[derive(Default)]
@@ -285,6 +289,7 @@ impl Engine {
                 traffic: Default::default(),
                 connected: AtomicU64::new(0),
                 fatal: Mutex::default(),
+                told: Mutex::default(),
             });
             for number in 0..options.lanes.max(1) {
                 let worker = Worker {
@@ -476,8 +481,14 @@ impl Worker {
     }
 
     fn trouble(&self, error: &ReplicaError, retry_in: Duration) {
-        let replica = self.shared.target.name();
-        (self.shared.events)(&Event::Disconnected { replica: &replica, cause: error.to_string(), retry_in });
+        let (replica, cause) = (self.shared.target.name(), error.to_string());
+        let mut told = lock(&self.shared.told);
+        if told.as_ref().is_some_and(|(last, at)| *last == cause && at.elapsed() < TELL_AGAIN) {
+            return;
+        }
+        *told = Some((cause.clone(), Instant::now()));
+        drop(told);
+        (self.shared.events)(&Event::Disconnected { replica: &replica, cause, retry_in });
     }
 
     /// Opens a session; keeps trying, with growing pauses, until it works or we are told to stop.

@@ -131,13 +131,15 @@ impl<'a> Pusher<'a> {
                 Err(error) => {
                     let reason = error.to_string();
                     let quarantine = error.quarantine();
-                    (self.shared.events)(&Event::Failed {
-                        lane: job.lane.clone(),
-                        item: item.clone(),
-                        mailbox: name.clone(),
-                        reason: reason.clone(),
-                        quarantine,
-                    });
+                    if !self.shared.queue.is_known(&job.lane, &item, &reason) {
+                        (self.shared.events)(&Event::Failed {
+                            lane: job.lane.clone(),
+                            item: item.clone(),
+                            mailbox: name.clone(),
+                            reason: reason.clone(),
+                            quarantine,
+                        });
+                    }
                     out.push((item, at, Outcome::Failed { reason, quarantine }, name));
                 }
             }

@@ -324,6 +324,12 @@ impl Queue {
         }
     }
 
+    /// This item failed for this very reason before, and nothing else happened to it since.
+    pub fn is_known(&self, lane: &Lane, item: &Item, reason: &str) -> bool {
+        let inner = self.lock();
+        inner.failed.get(&(lane.clone(), item.clone())).is_some_and(|waiting| waiting.failure.reason == reason)
+    }
+
     pub fn stats(&self) -> QueueStats {
         let inner = self.lock();
         let now = Instant::now();

@@ -45,13 +45,21 @@ pub(super) fn read_mailbox(layout: &Layout, entry: &MailboxEntry) -> Result<Opti
             Ok(Ok(snapshot)) => return Ok(Some(snapshot)),
             Ok(Err(Torn)) => {}
             // A checksum can be wrong because a writer is in the middle of it: damage is what stays.
-            Err(error) if error.disposition == Disposition::Quarantine && n + 1 < TRIES => last = Some(error),
-            Err(error) => return Err(error),
+            Err(error) => last = Some(error),
         }
     }
-    Err(last.unwrap_or_else(|| {
+    Err(last.map(stays).unwrap_or_else(|| {
         StoreError::new(Disposition::RetrySoon, format!("{}: changes faster than it can be read", entry.name))
     }))
+}
+
+/// A fault that was there at every try.
+fn stays(error: StoreError) -> StoreError {
+    if error.message.contains("reconstruct") {
+        return StoreError { disposition: Disposition::Quarantine, ..error };
+    }
+    let cure = "run Cyrus's reconstruct on the mailbox, or restore the file";
+    StoreError::new(Disposition::Quarantine, format!("{}; {cure}", error.message))
 }
 
 fn read_once(
