@@ -5,6 +5,7 @@ use spooltap::model::{DirtyKey, Notice};
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -363,4 +364,76 @@ fn a_full_queue_is_told_and_mended() {
     assert!(handle.drain(soon()));
     let keys: Vec<String> = taken().iter().map(|notice| notice.key.to_string()).collect();
     assert_eq!(keys, ["mailbox user.b.kid"]);
+}
+
+/// Runs `script` with `SPOOLTAP`, `CONF` and `DIR` set, as root of namespaces of its own; gives stdout and stderr, or
+/// `None` where that is not allowed here.
+fn in_own_namespaces(script: &str) -> Option<String> {
+    let allowed = Command::new("unshare").args(["-Urm", "true"]).output();
+    if !allowed.is_ok_and(|output| output.status.success()) {
+        println!("skipped: `unshare -Urm` is not possible here");
+        return None;
+    }
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let path = dir.path().display();
+    for name in ["a", "b", "c"] {
+        fs::create_dir_all(dir.path().join("spool/user").join(name)).expect("created");
+    }
+    fs::create_dir_all(dir.path().join("conf")).expect("created");
+    let conf = format!("configdirectory: {path}/conf\npartition-default: {path}/spool\nsievedir: {path}/sieve\n");
+    fs::write(dir.path().join("imapd.conf"), conf).expect("written");
+    let output = Command::new("unshare")
+        .args(["-Urm", "sh", "-ec", script])
+        .env("SPOOLTAP", env!("CARGO_BIN_EXE_spooltap"))
+        .env("CONF", dir.path().join("imapd.conf"))
+        .env("DIR", dir.path())
+        .env_remove("SPOOLTAP_LOG")
+        .output()
+        .expect("runs");
+    let text = [output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).concat();
+    assert!(output.status.success(), "{text}");
+    Some(text)
+}
+
+#[test]
+fn without_enough_watches_the_rest_is_compared_and_the_cure_is_told() {
+    let script = r#"
+        echo 6 > /proc/sys/user/max_inotify_watches
+        "$SPOOLTAP" events -C "$CONF" --for 1
+    "#;
+    let Some(text) = in_own_namespaces(script) else { return };
+    assert_eq!(text.matches("raise fs.inotify.max_user_watches").count(), 1, "told once: {text}");
+    assert!(text.contains("rescan user."), "{text}");
+}
+
+#[test]
+fn without_an_instance_capture_says_so() {
+    let script = r#"
+        echo 0 > /proc/sys/user/max_inotify_instances
+        "$SPOOLTAP" events -C "$CONF" --for 1 || test $? = 66
+    "#;
+    let Some(text) = in_own_namespaces(script) else { return };
+    assert!(text.contains("fs.inotify.max_user_instances"), "{text}");
+}
+
+#[test]
+fn a_file_system_mounted_over_the_spool_is_watched() {
+    let script = r#"
+        "$SPOOLTAP" events -C "$CONF" --for 3 --notices &
+        sleep 1
+        mount -t tmpfs none "$DIR/spool"
+        mkdir -p "$DIR/spool/user/new"
+        sleep 0.5
+        echo x > "$DIR/spool/user/new/1."
+        sleep 0.5
+        umount "$DIR/spool"
+        sleep 0.5
+        echo x > "$DIR/spool/user/a/1."
+        wait
+    "#;
+    let Some(text) = in_own_namespaces(script) else { return };
+    assert!(text.matches(" rescan ").count() >= 2, "{text}");
+    for key in ["mailbox user.new ", "mailbox user.a "] {
+        assert!(text.contains(key), "{key}: {text}");
+    }
 }

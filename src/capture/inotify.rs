@@ -9,6 +9,7 @@
 
 use super::derive::{Reach, Roots};
 use super::feed::{Control, Feed, TouchKind};
+use super::mounts::Mounts;
 use super::table::{Dir, Role, Table};
 use super::{CaptureError, Source};
 use crate::model::{DirtyKey, MailboxRef, Scope};
@@ -76,6 +77,7 @@ struct InotifySource {
     buffer: Vec<u8>,
     backlog: VecDeque<Raw>,
     unwatched: Unwatched,
+    mounts: Mounts,
     /// Watches met by the walk after an overflow; those not met are of directories that are gone.
     met: Option<HashSet<i32>>,
 }
@@ -104,6 +106,7 @@ pub(super) fn open(roots: &Roots) -> Result<Box<dyn Source>, CaptureError> {
         buffer: vec![0; BUFFER_BYTES],
         backlog: VecDeque::new(),
         unwatched: Unwatched::default(),
+        mounts: Mounts::new(),
         met: None,
     }))
 }
@@ -111,6 +114,8 @@ pub(super) fn open(roots: &Roots) -> Result<Box<dyn Source>, CaptureError> {
 impl Source for InotifySource {
     fn run(&mut self, feed: &mut Feed, control: &Control) -> Result<(), CaptureError> {
         let begun = Instant::now();
+        // Before the walk: what is mounted during it is then a change.
+        self.mounts_changed();
         for root in 0..self.plan.len() {
             self.arm(root, false, feed);
         }
@@ -118,8 +123,14 @@ impl Source for InotifySource {
         tracing::info!(watches = self.table.len(), elapsed_ms = begun.elapsed().as_millis() as u64, "watching");
         control.armed();
         loop {
-            self.wait(feed, control)?;
+            let mounts = self.wait(feed, control)?;
             let orders = control.take();
+            if mounts && self.mounts_changed() {
+                tracing::warn!("file systems of the store were mounted or unmounted, comparing everything");
+                let seen_at = Instant::now();
+                self.rewalk(false, feed);
+                feed.lost(Scope::Everything, seen_at);
+            }
             self.siphon(feed)?;
             while let Some(raw) = self.backlog.pop_front() {
                 self.event(raw, feed);
@@ -149,14 +160,22 @@ impl Source for InotifySource {
 }
 
 impl InotifySource {
-    fn wait(&self, feed: &Feed, control: &Control) -> Result<(), CaptureError> {
+    /// Sleeps until there is something to do; true when something was mounted or unmounted.
+    fn wait(&self, feed: &Feed, control: &Control) -> Result<bool, CaptureError> {
         let wake_at = [feed.next_deadline(), self.unwatched.retry_at].into_iter().flatten().min();
         let timeout = wake_at.map(|at| TimeSpec::from_duration(at.saturating_duration_since(Instant::now())));
-        let mut fds = [self.inotify.as_fd(), control.as_fd()].map(|fd| PollFd::new(fd, PollFlags::POLLIN));
+        let mut fds =
+            vec![PollFd::new(self.inotify.as_fd(), PollFlags::POLLIN), PollFd::new(control.as_fd(), PollFlags::POLLIN)];
+        fds.extend(self.mounts.descriptor().map(|fd| PollFd::new(fd, PollFlags::POLLPRI)));
         match ppoll(&mut fds, timeout, None) {
-            Ok(_) | Err(Errno::EINTR) => Ok(()),
+            Ok(_) => Ok(fds.get(2).and_then(PollFd::any).unwrap_or(false)),
+            Err(Errno::EINTR) => Ok(false),
             Err(errno) => Err(CaptureError::System { what: "poll", cause: errno.into() }),
         }
+    }
+
+    fn mounts_changed(&mut self) -> bool {
+        self.mounts.changed(self.plan.iter().map(|(path, _)| path.as_path()))
     }
 
     /// Takes over what the kernel holds at this moment, without looking at it.
@@ -245,7 +264,7 @@ impl InotifySource {
             match self.add(&path) {
                 Ok(_) => {
                     if self.unborn.remove(&root) {
-                        tracing::info!(path = %path.display(), "root has appeared");
+                        tracing::info!(path = %path.display(), "root is watched now");
                     }
                     return self.walk(Step { path, parent: None, role, link: false }, report, feed);
                 }

@@ -7,6 +7,7 @@ pub mod coalesce;
 pub mod derive;
 mod feed;
 mod inotify;
+mod mounts;
 mod table;
 
 pub use coalesce::Coalescer;
