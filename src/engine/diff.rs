@@ -94,9 +94,13 @@ pub fn reduce(snapshot: &mut MailboxSnapshot, caps: &Capabilities) {
 }
 
 /// The ordinary comparison: `view` is a receipt or what the replica just said; `snapshot` is lifted and reduced.
+///
+/// `base` is the modseq up to which the replica certainly has the source's changes. That is not its own HIGHESTMODSEQ: a
+/// RENAME, or somebody else, raises that one over there without any change of ours having arrived.
 pub fn diff_mailbox(
     snapshot: &MailboxSnapshot,
     view: Option<&MailboxView>,
+    base: ModSeq,
     caps: &Capabilities,
     trust_view: bool,
 ) -> MailboxDiff {
@@ -108,15 +112,11 @@ pub fn diff_mailbox(
     if old.highestmodseq > new.highestmodseq || old.last_uid > new.last_uid || old.uidvalidity > new.uidvalidity {
         return MailboxDiff::Repair("the replica is ahead of the source");
     }
-    if snapshot.deletedmodseq > old.highestmodseq && old.last_uid > Uid(0) {
+    if snapshot.deletedmodseq > base && old.last_uid > Uid(0) {
         return MailboxDiff::Repair("records were removed at the source before the replica heard of them");
     }
-    let records: Vec<Record> = snapshot
-        .records
-        .iter()
-        .filter(|record| record.uid > old.last_uid || record.modseq > old.highestmodseq)
-        .cloned()
-        .collect();
+    let records: Vec<Record> =
+        snapshot.records.iter().filter(|record| record.uid > old.last_uid || record.modseq > base).cloned().collect();
     if records.is_empty() && same_head(snapshot, view) && same_crcs(crcs, view) {
         return MailboxDiff::Same;
     }

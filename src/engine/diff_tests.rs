@@ -75,14 +75,21 @@ fn sent(diff: MailboxDiff) -> Vec<u32> {
 #[test]
 fn nothing_new_is_nothing_to_send() {
     let source = snapshot(2, 5, &["1:3:S:a", "2:5:-:b"]);
-    assert!(matches!(diff_mailbox(&source, Some(&view(&source)), &CAPS, true), MailboxDiff::Same));
+    assert!(matches!(
+        diff_mailbox(&source, Some(&view(&source)), source.head.highestmodseq, &CAPS, true),
+        MailboxDiff::Same
+    ));
 }
 
 #[test]
 fn a_flag_change_sends_that_record_and_what_it_is_based_on() {
     let before = snapshot(2, 5, &["1:3:S:a", "2:5:-:b"]);
     let after = snapshot(2, 6, &["1:3:S:a", "2:6:F:b"]);
-    let MailboxDiff::Update(update) = diff_mailbox(&after, Some(&view(&before)), &CAPS, true) else { panic!("update") };
+    let MailboxDiff::Update(update) =
+        diff_mailbox(&after, Some(&view(&before)), before.head.highestmodseq, &CAPS, true)
+    else {
+        panic!("update")
+    };
     assert_eq!(update.records.len(), 1);
     assert_eq!(update.since, Some(Since { modseq: ModSeq(5), crcs: crcs(&before, &CAPS) }));
     assert_eq!(update.crcs, crcs(&after, &CAPS));
@@ -92,21 +99,27 @@ fn a_flag_change_sends_that_record_and_what_it_is_based_on() {
 #[test]
 fn a_mailbox_the_replica_lacks_is_sent_whole() {
     let source = snapshot(3, 6, &["1:3:S:a", "2:6:X:b", "3:5:-:c"]);
-    assert_eq!(sent(diff_mailbox(&source, None, &CAPS, true)), [1, 2, 3]);
+    assert_eq!(sent(diff_mailbox(&source, None, ModSeq(0), &CAPS, true)), [1, 2, 3]);
 }
 
 #[test]
 fn a_new_uid_below_the_known_modseq_is_sent_too() {
     let before = snapshot(1, 9, &["1:3:S:a"]);
     let after = snapshot(2, 9, &["1:3:S:a", "2:8:-:b"]);
-    assert_eq!(sent(diff_mailbox(&after, Some(&view(&before)), &CAPS, true)), [2]);
+    assert_eq!(sent(diff_mailbox(&after, Some(&view(&before)), before.head.highestmodseq, &CAPS, true)), [2]);
 }
 
 #[test]
 fn what_modseqs_cannot_tell_is_repaired() {
     let before = snapshot(2, 5, &["1:3:S:a", "2:5:-:b"]);
     let check = |after: &MailboxSnapshot| {
-        assert!(matches!(diff_mailbox(after, Some(&view(&before)), &CAPS, true), MailboxDiff::Repair(_)), "{after:?}");
+        assert!(
+            matches!(
+                diff_mailbox(after, Some(&view(&before)), before.head.highestmodseq, &CAPS, true),
+                MailboxDiff::Repair(_)
+            ),
+            "{after:?}"
+        );
     };
     check(&snapshot(2, 4, &["1:3:S:a", "2:4:-:b"]));
     check(&snapshot(1, 6, &["1:3:S:a"]));
@@ -129,11 +142,14 @@ fn a_replica_that_somebody_changed_is_corrected_at_modseqs_above_its_own() {
     // The next ordinary comparison sees equality, and a later change travels above the lifted modseq.
     let mut same = source.clone();
     apply_lift(&mut same, &lift);
-    assert!(matches!(diff_mailbox(&same, Some(&update.confirmed_view()), &CAPS, true), MailboxDiff::Same));
+    assert!(matches!(
+        diff_mailbox(&same, Some(&update.confirmed_view()), update.head.highestmodseq, &CAPS, true),
+        MailboxDiff::Same
+    ));
     let mut later = snapshot(2, 6, &["1:3:S:a", "2:6:F:b"]);
     apply_lift(&mut later, &lift);
     assert_eq!(later.records[1].modseq, ModSeq(11));
-    assert_eq!(sent(diff_mailbox(&later, Some(&update.confirmed_view()), &CAPS, true)), [2]);
+    assert_eq!(sent(diff_mailbox(&later, Some(&update.confirmed_view()), update.head.highestmodseq, &CAPS, true)), [2]);
 }
 
 #[test]
@@ -181,8 +197,23 @@ fn a_large_first_transfer_comes_in_parts_that_leave_nothing_behind() {
         }
         have = Some(view);
     }
-    let MailboxDiff::Update(last) = diff_mailbox(&source, have.as_ref(), &CAPS, false) else { panic!("the rest") };
+    let MailboxDiff::Update(last) = diff_mailbox(&source, have.as_ref(), modseq_of(&have), &CAPS, false) else {
+        panic!("the rest")
+    };
     got.extend(last.records.iter().map(|record| (record.uid, record.modseq)));
     assert_eq!(rounds, 3);
     assert_eq!(got, source.records.iter().map(|record| (record.uid, record.modseq)).collect());
+}
+
+fn modseq_of(view: &Option<MailboxView>) -> ModSeq {
+    view.as_ref().map_or(ModSeq(0), |view| view.head.highestmodseq)
+}
+
+#[test]
+fn a_replica_that_raised_its_own_modseq_still_gets_what_it_has_not_seen() {
+    let before = snapshot(2, 5, &["1:3:S:a", "2:5:-:b"]);
+    let after = snapshot(2, 7, &["1:3:S:a", "2:6:F:b"]);
+    let mut renamed = view(&before);
+    renamed.head.highestmodseq = ModSeq(6);
+    assert_eq!(sent(diff_mailbox(&after, Some(&renamed), ModSeq(5), &CAPS, true)), [2]);
 }

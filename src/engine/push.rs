@@ -444,10 +444,15 @@ impl<'a> Pusher<'a> {
             self.shared.names().set(id, to);
             return Ok(());
         }
-        // The rename raised modseqs over there; what it has now is asked, not guessed.
+        // The rename raised modseqs over there; what it has now is asked, not guessed. What of ours it has seen is what it
+        // had seen before.
+        let mut old = self.shared.state.mailbox(id).unwrap_or_default();
+        if old.source_highestmodseq == ModSeq(0) {
+            old.source_highestmodseq = old.view.head.highestmodseq;
+        }
         let view = self.session.view_mailboxes(std::slice::from_ref(to))?.pop();
         match view {
-            Some(view) if view.head.uniqueid == *id => self.put_view(id, view, None),
+            Some(view) if view.head.uniqueid == *id => self.put_view(id, view, Some(old)),
             _ => self.forget(id),
         }
         Ok(())
@@ -539,6 +544,7 @@ impl<'a> Pusher<'a> {
         let receipt = self.shared.state.mailbox(&entry.uniqueid);
         let rolled_back = receipt.as_ref().is_some_and(|receipt| receipt.source_highestmodseq > raw.head.highestmodseq);
         let lift = receipt.as_ref().and_then(|receipt| receipt.lift.clone());
+        let mut base = base_modseq(receipt.as_ref());
         let mut view = receipt.map(|receipt| receipt.view);
         let done = Receipt { entry, fingerprint, source_highestmodseq: raw.head.highestmodseq, seen_at };
         if rolled_back {
@@ -550,7 +556,7 @@ impl<'a> Pusher<'a> {
             diff::apply_lift(&mut lifted, lift);
         }
         loop {
-            match diff::diff_mailbox(&lifted, view.as_ref(), &self.caps, trust) {
+            match diff::diff_mailbox(&lifted, view.as_ref(), base, &self.caps, trust) {
                 MailboxDiff::Same => {
                     if let Some(view) = view {
                         self.put_receipt(&done, view, lift);
@@ -560,10 +566,11 @@ impl<'a> Pusher<'a> {
                 MailboxDiff::Repair(reason) if trust && view.is_some() => {
                     // The receipt may be old: look before a record-by-record comparison is paid for.
                     let fresh = self.fresh_view(job, entry)?;
-                    if fresh == view {
+                    if fresh.as_ref().map(|fresh| &fresh.view) == view.as_ref() {
                         return self.repair(job, &raw, &done, reason);
                     }
-                    (view, trust) = (fresh, false);
+                    base = base_modseq(fresh.as_ref());
+                    (view, trust) = (fresh.map(|fresh| fresh.view), false);
                 }
                 MailboxDiff::Repair(reason) => return self.repair(job, &raw, &done, reason),
                 MailboxDiff::Update(update) => match self.send(&lifted, view.clone(), *update, &done, lift.clone()) {
@@ -573,7 +580,9 @@ impl<'a> Pusher<'a> {
                     Err(JobError::Replica(
                         ReplicaError::Changed(_) | ReplicaError::NoSuchMailbox(_) | ReplicaError::Moved(_),
                     )) if trust => {
-                        (view, trust) = (self.fresh_view(job, entry)?, false);
+                        let fresh = self.fresh_view(job, entry)?;
+                        base = base_modseq(fresh.as_ref());
+                        (view, trust) = (fresh.map(|fresh| fresh.view), false);
                     }
                     other => return other,
                 },
@@ -582,14 +591,14 @@ impl<'a> Pusher<'a> {
     }
 
     /// What the replica has under this name right now, with all that follows when that is not what we thought.
-    fn fresh_view(&mut self, job: &mut Job, entry: &MailboxEntry) -> Result<Option<MailboxView>, JobError> {
+    fn fresh_view(&mut self, job: &mut Job, entry: &MailboxEntry) -> Result<Option<MailboxReceipt>, JobError> {
         self.look_again(std::slice::from_ref(&entry.name), &entry.uniqueid)?;
         if self.shared.names().name(&entry.uniqueid).is_none() {
             // Perhaps it has it under another name: only a look at the whole lane can tell.
             self.prime(&job.lane.clone())?;
         }
         self.settle(job, &entry.uniqueid, &mut HashSet::new())?;
-        Ok(self.shared.state.mailbox(&entry.uniqueid).map(|receipt| receipt.view))
+        Ok(self.shared.state.mailbox(&entry.uniqueid))
     }
 
     /// Sends an update, in parts where it is large.
@@ -627,16 +636,26 @@ impl<'a> Pusher<'a> {
                 self.apply_with(&Step::Mailbox(Box::new(part)), &*bodies)?;
                 self.put_view(&done.entry.uniqueid, confirmed.clone(), None);
                 view = Some(confirmed);
-                match diff::diff_mailbox(lifted, view.as_ref(), &self.caps, false) {
+                let base = view.as_ref().map_or(ModSeq(0), |view| view.head.highestmodseq);
+                match diff::diff_mailbox(lifted, view.as_ref(), base, &self.caps, false) {
                     MailboxDiff::Update(rest) => update = *rest,
                     _ => return Err(JobError::Again("the rest of a large update could not be made".into())),
                 }
             }
         }
         self.attach(&mut update, view.as_ref(), &*bodies);
+        // A checksum of 0 is a wildcard over there: a mailbox that became empty is looked at once more.
+        let emptied = update.crcs.basic == 0 && view.as_ref().is_some_and(|view| view.crc_basic != Some(0));
         let confirmed = update.confirmed_view();
         let brought: Vec<_> = update.bodies.iter().map(|body| body.guid).collect();
         self.apply_with(&Step::Mailbox(Box::new(update)), &*bodies)?;
+        if emptied && !self.shared.dry_run {
+            let name = done.entry.name.clone();
+            let there = self.session.view_mailboxes(std::slice::from_ref(&name))?.pop();
+            if there.is_some_and(|view| view.crc_basic.is_some_and(|crc| crc != 0)) {
+                return Err(JobError::Replica(ReplicaError::Changed(format!("{name} still holds messages there"))));
+            }
+        }
         self.brought.extend(brought.into_iter().map(|guid| (guid, done.entry.name.clone())));
         if !self.shared.dry_run {
             self.put_receipt(done, confirmed, lift);
@@ -713,7 +732,7 @@ impl<'a> Pusher<'a> {
             },
             ..MailboxSnapshot::default()
         };
-        let MailboxDiff::Update(update) = diff::diff_mailbox(&snapshot, None, &self.caps, false) else {
+        let MailboxDiff::Update(update) = diff::diff_mailbox(&snapshot, None, ModSeq(0), &self.caps, false) else {
             return Ok(());
         };
         let view = update.confirmed_view();
@@ -758,8 +777,7 @@ impl<'a> Pusher<'a> {
             Repair::Rebuild { reason, only_there } => {
                 super::rebuild::rebuild(self, done.entry, &full, &reason, &only_there)?;
                 self.forget(&done.entry.uniqueid);
-                let view = None;
-                let MailboxDiff::Update(update) = diff::diff_mailbox(raw, view, &self.caps, false) else {
+                let MailboxDiff::Update(update) = diff::diff_mailbox(raw, None, ModSeq(0), &self.caps, false) else {
                     return Err(JobError::Again("a rebuilt mailbox could not be made".into()));
                 };
                 self.send(raw, None, *update, done, None)
@@ -851,6 +869,17 @@ impl<'a> Pusher<'a> {
         }
         Ok(())
     }
+}
+
+/// The modseq up to which the replica certainly has the source's changes, as the replica counts them.
+fn base_modseq(receipt: Option<&MailboxReceipt>) -> ModSeq {
+    let Some(receipt) = receipt else { return ModSeq(0) };
+    let there = receipt.view.head.highestmodseq;
+    if receipt.source_highestmodseq == ModSeq(0) {
+        return there;
+    }
+    let offset = receipt.lift.as_ref().map_or(0, |lift| lift.offset);
+    there.min(ModSeq(receipt.source_highestmodseq.0.saturating_add(offset)))
 }
 
 /// What a confirmed update is remembered by.

@@ -373,8 +373,13 @@ fn act(rig: &mut Rig, change: &Change, fresh: &mut u32) {
     }
 }
 
+/// More with `SPOOLTAP_CASES`.
+fn cases() -> u32 {
+    std::env::var("SPOOLTAP_CASES").ok().and_then(|text| text.parse().ok()).unwrap_or(64)
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 64, max_shrink_iters: 200, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: cases(), max_shrink_iters: 200, ..ProptestConfig::default() })]
 
     #[test]
     fn any_history_with_cuts_and_restarts_ends_equal(changes in prop::collection::vec(change(), 1..40)) {
