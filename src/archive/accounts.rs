@@ -57,8 +57,11 @@ pub(super) fn change_user(
         let (chain, old) = chain::load::<StoredUser>(objects, &folder)?.unwrap_or_default();
         let mut new = StoredUser { user: user.clone(), ..old.clone() };
         change(&mut new);
-        let nothing = StoredUser { user: user.clone(), ..StoredUser::default() };
-        if new != old && (chain != Chain::default() || new != nothing) {
+        if new == (StoredUser { user: user.clone(), ..StoredUser::default() }) {
+            // A user without data is no user here: who reads the archive would ask after them for ever.
+            return if chain == Chain::default() { Ok(()) } else { remove_user(objects, user) };
+        }
+        if new != old {
             chain::publish(objects, &folder, &chain, new, true)?;
         }
         Ok(())

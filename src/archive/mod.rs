@@ -123,10 +123,17 @@ impl Archive {
         format!("mailboxes/{}", text::path_part(id.as_bytes()))
     }
 
-    /// Views of mailboxes without their records, in the order of `rows`; one that vanishes meanwhile is left out.
+    /// Views of mailboxes without their records, in the order of `rows`. One that vanishes meanwhile is left out, and one
+    /// that is damaged too, so that its neighbours go on: whoever touches it hears why it cannot be read.
     fn heads(&self, rows: Vec<(MboxName, Row)>) -> Result<Vec<MailboxView>, ArchiveError> {
         let views = self.objects.many(rows, |objects, (name, row)| {
-            let stored = chain::load_newest::<StoredMailbox>(objects, &Self::folder(&row.uniqueid))?;
+            let stored = match chain::load_newest::<StoredMailbox>(objects, &Self::folder(&row.uniqueid)) {
+                Err(error @ ArchiveError::Format { .. }) => {
+                    tracing::warn!(mailbox = %name, %error, "mailbox in the archive cannot be read");
+                    None
+                }
+                stored => stored?,
+            };
             Ok(stored.map(|stored| {
                 let mut view = Mailbox::view_of(stored);
                 row.override_head(&name, &mut view.head);

@@ -42,14 +42,35 @@ fn every_mark_of_every_recording_is_kept() {
         let store = Arc::new(open_store(&conf).expect("opens"));
         let (engine, _state) = start(store, ArchiveTarget::of(archive.clone()), receipts.path());
         let mut player = Player::new(&recording, spool.path());
+        let mut last = None;
         while let Some(mark) = player.next_mark(Speed::Asap).expect("plays") {
             settle(&engine);
             let kept = ArchiveStore::open(archive.clone()).expect("opens");
             let differences = compare_replica(&kept, &mark.truth, Depth::Bodies).expect("reads");
             let place = format!("{name} step {} ({})", mark.step, mark.what);
             faults.extend(differences.into_iter().map(|text| format!("{place}: {text}")));
+            last = Some(mark.truth);
         }
         engine.stop(Duration::from_secs(5));
+        faults.extend(last.and_then(|truth| restore(archive, &truth)).map(|text| format!("{name} restored: {text}")));
     }
     assert!(faults.is_empty(), "{} differences:\n{}", faults.len(), faults[..faults.len().min(40)].join("\n"));
+}
+
+/// Reads an archive back into an empty one, as a restore does; the first thing that differs there.
+fn restore(archive: Archive, truth: &serde_json::Value) -> Option<String> {
+    let receipts = tempfile::tempdir().expect("directory");
+    let copy = Archive::with_store(Arc::new(InMemory::new()), "memory:copy");
+    let store = Arc::new(ArchiveStore::open(archive).expect("opens"));
+    let (engine, state) = start(store.clone(), ArchiveTarget::of(copy.clone()), receipts.path());
+    settle(&engine);
+    engine.stop(Duration::from_secs(5));
+    drop(state);
+    // A second look finds nothing to do.
+    let (engine, state) = start(store.clone(), ArchiveTarget::of(copy.clone()), receipts.path());
+    let report = spooltap::engine::scan(&*store, &state.replica("memory:copy"), None).expect("scans");
+    assert!(report.differ.is_empty(), "{:?}", report.differ);
+    engine.stop(Duration::from_secs(5));
+    let copy = ArchiveStore::open(copy).expect("opens");
+    compare_replica(&copy, truth, Depth::Bodies).expect("reads").into_iter().next()
 }

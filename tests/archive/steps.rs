@@ -239,3 +239,73 @@ fn files_are_readable_with_ordinary_tools() {
     assert!(record.contains(r#""flags":["\\Seen","work"]"#), "{record}");
     assert!(mailbox.contains("\"acl\":\"u1\\tlrswipkxtecdan\\t\""), "{mailbox}");
 }
+
+/// Sessions of one target share what they know; threads of one program do not lose each other's mailboxes.
+#[test]
+fn sessions_work_side_by_side() {
+    let target = ArchiveTarget::of(Archive::with_store(memory(), "memory:"));
+    std::thread::scope(|scope| {
+        for thread in 0..4 {
+            let target = &target;
+            scope.spawn(move || {
+                let mut session = target.open().expect("opens");
+                for n in 0..25 {
+                    let mut source = Source::new(&format!("id-{thread}-{n}"), &format!("user.u{thread}.F{n}"));
+                    source.append("From: a\r\n\r\nthe same for all");
+                    session.apply(&source.step(None), &source.bodies).expect("applies");
+                    let name = SieveName::from(format!("s{n}").as_str());
+                    let text = format!("keep; # {n}").into_bytes();
+                    let put = Step::SievePut { user: "u0".into(), name, last_update: 1, content: text };
+                    session.apply(&put, &source.bodies).expect("applies");
+                }
+            });
+        }
+    });
+    let mut session = target.open().expect("opens");
+    for thread in 0..4 {
+        let user = UserId::from(format!("u{thread}").as_str());
+        assert_eq!(session.view_user(&user).expect("views").mailboxes.len(), 25);
+    }
+    assert_eq!(session.view_user(&"u0".into()).expect("views").meta.sieve.len(), 25);
+}
+
+/// Cut and strange files are named, never believed, and do not hold up their neighbours.
+#[test]
+fn damaged_objects_are_named() {
+    let dir = tempfile::tempdir().expect("directory");
+    let url = format!("file://{}", dir.path().display());
+    let open = || ArchiveTarget::new(&url).expect("opens").open().expect("opens");
+    let mut sources = Vec::new();
+    for (id, name) in [("id-1", "user.u1"), ("id-2", "user.u1.Sent")] {
+        let mut source = Source::new(id, name);
+        source.append(&format!("From: {name}\r\n\r\n"));
+        open().apply(&source.step(None), &source.bodies).expect("applies");
+        sources.push(source);
+    }
+    let folder = dir.path().join("mailboxes/id-1");
+    let path = folder.join("000000000001.json");
+    let whole = std::fs::read(&path).expect("reads");
+    for length in 0..whole.len() - 2 {
+        std::fs::write(&path, &whole[..length]).expect("writes");
+        let error = open().view_full(&"user.u1".into()).expect_err("is cut");
+        assert!(matches!(&error, ReplicaError::Refused(text) if text.contains("mailboxes/id-1/000000000001.json")));
+    }
+    let views = open().view_user(&"u1".into()).expect("the neighbour goes on").mailboxes;
+    assert_eq!(views.len(), 1);
+    assert!(matches!(open().apply(&sources[0].step(None), &sources[0].bodies), Err(ReplicaError::Refused(_))));
+    std::fs::write(&path, &whole).expect("writes");
+    // What a program that died has left, and what people leave.
+    std::fs::write(folder.join("000000000009.json#1"), "{").expect("writes");
+    std::fs::write(folder.join("notes.txt"), "mine").expect("writes");
+    std::fs::create_dir(folder.join("000000000010.json")).expect("makes");
+    let view = open().view_full(&"user.u1".into()).expect("views").expect("there");
+    assert_eq!(view.records.as_deref(), Some(&*sources[0].snapshot.records));
+    // A body that was cut is made whole when the mailbox is sent again.
+    let guid = sources[0].snapshot.records[0].guid.to_string();
+    let body = dir.path().join(format!("bodies/{}/{guid}.eml", &guid[..2]));
+    std::fs::write(&body, "From").expect("writes");
+    let mut again = sources[0].clone();
+    again.touch(1, |record| record.system_flags.0 = SystemFlags::SEEN);
+    open().apply(&again.step(None), &again.bodies).expect("applies");
+    assert_eq!(std::fs::read_to_string(&body).expect("reads"), "From: user.u1\r\n\r\n");
+}
