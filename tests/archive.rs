@@ -2,6 +2,8 @@
 
 #[path = "archive/crash.rs"]
 mod crash;
+#[path = "archive/demo.rs"]
+mod demo;
 #[path = "archive/replays.rs"]
 mod replays;
 #[path = "archive/steps.rs"]

@@ -236,7 +236,8 @@ impl Writer {
         to: &MboxName,
         change: impl Fn(&mut Row),
     ) -> Result<(), ApplyError> {
-        self.archive.index.change(&self.archive.objects, |rows| {
+        let objects = &self.archive.objects;
+        self.archive.index.change(objects, |rows| {
             let (old, target) = (rows.row(from), rows.row(to));
             let is_ours = |row: &&Row| row.uniqueid == *id;
             if let Some(other) = target.filter(|row| !is_ours(row)) {
@@ -261,7 +262,14 @@ impl Writer {
             }
             mailboxes.insert(to.clone(), Some(row));
             Ok(Some(StoredIndex { mailboxes }))
-        })
+        })?;
+        // A user's data hangs on the INBOX: without one there is no such user any more.
+        if let Some(user) = from.owner().filter(|_| from.is_inbox() && from != to)
+            && self.archive.index.look(objects, |rows| rows.row(from).is_none())?
+        {
+            accounts::remove_user(objects, &user)?;
+        }
+        Ok(())
     }
 
     /// What only this mailbox has goes first, then its row, which is the moment it is gone, then its objects: whatever

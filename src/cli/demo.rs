@@ -3,7 +3,9 @@
 
 use super::{Common, Exit, Failure, Outcome};
 use crate::archive::{Archive, ArchiveStore};
-use crate::engine::{self, Engine, Event, EventSink, Options};
+use crate::capture::Settings;
+use crate::daemon::Running;
+use crate::engine::{self, Event, EventSink, Options};
 use crate::model::{MailStore, StoreError};
 use crate::replay::{Depth, Mark, Player, Recording, Speed, compare_replica};
 use crate::replica::ArchiveTarget;
@@ -14,7 +16,7 @@ use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::ThreadId;
 use std::time::{Duration, Instant};
 
@@ -90,10 +92,11 @@ impl Run {
         let targets: Vec<engine::Target> = vec![(target, self.state.replica(self.archive.name()))];
         // Whole users are renamed and deleted in a recording; the fuse is for accidents.
         let options = Options { allow_removals: true, ..Options::default() };
-        let store: Arc<dyn MailStore> = self.store.clone();
-        let engine = Engine::start(store, targets, &options, self.lines.clone().sink());
-        engine.scan();
-        engine.settle(4, Some(PATIENCE));
+        let sink = self.lines.clone().sink();
+        let running = Running::start(self.store.clone(), targets, &options, Settings::default(), sink)
+            .map_err(|error| Failure::new(Exit::Source, error))?;
+        running.settle(4, PATIENCE);
+        self.lines.forget_lags();
         let kept = ArchiveStore::open(self.archive.clone()).map_err(|error| Failure::new(Exit::Replica, error))?;
         let mut player = Player::new(recording, spool);
         let lines = self.lines.clone();
@@ -105,32 +108,31 @@ impl Run {
         let speed = if speed > 0.0 { Speed::Recorded(speed) } else { Speed::Asap };
         let (mut out, mut last) = (Vec::new(), None);
         while let Some(mark) = player.next_mark(speed).map_err(|error| Failure::new(Exit::Data, error))? {
-            let found = self.arrive(&engine, &kept, &mark, Depth::Records)?;
+            let found = arrive(&running, &kept, &mark, Depth::Records)?;
             out.extend(found.into_iter().map(|text| format!("step {} ({}): {text}", mark.step, mark.what)));
             last = Some(mark);
         }
         if let Some(mark) = last {
-            let found = self.arrive(&engine, &kept, &mark, Depth::Bodies)?;
+            let found = arrive(&running, &kept, &mark, Depth::Bodies)?;
             out.extend(found.into_iter().map(|text| format!("at the end: {text}")));
         }
-        self.lines.figures(&engine.stats());
-        engine.stop(PATIENCE);
+        self.lines.figures(&running.stats());
+        running.stop(PATIENCE);
         Ok(out)
     }
+}
 
-    /// Waits until the archive holds what IMAP showed; what still differs after a while does differ.
-    fn arrive(&self, engine: &Engine, kept: &ArchiveStore, mark: &Mark, depth: Depth) -> Result<Vec<String>, Failure> {
-        let began = Instant::now();
-        engine.scan();
-        loop {
-            engine.settle(4, Some(PATIENCE));
-            let found = compare_replica(kept, &mark.truth, depth);
-            let found = found.map_err(|error| Failure::new(Exit::Replica, error))?;
-            if found.is_empty() || began.elapsed() > PATIENCE {
-                return Ok(found);
-            }
-            std::thread::sleep(Duration::from_millis(5));
+/// Waits until the archive holds what IMAP showed; what still differs after a while does differ.
+fn arrive(running: &Running, kept: &ArchiveStore, mark: &Mark, depth: Depth) -> Result<Vec<String>, Failure> {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        running.settle(4, deadline.saturating_duration_since(Instant::now()));
+        let found = compare_replica(kept, &mark.truth, depth);
+        let found = found.map_err(|error| Failure::new(Exit::Replica, error))?;
+        if found.is_empty() || Instant::now() > deadline {
+            return Ok(found);
         }
+        std::thread::sleep(Duration::from_millis(5));
     }
 }
 
@@ -160,17 +162,24 @@ impl Drop for Place {
     }
 }
 
+/// A thread that panicked has left a list that is still a list.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// What the demo prints: a line for each step, and one for each change with the time from the kernel's notice to
 /// the archive's confirmation.
 struct Lines {
     json: bool,
     /// What each of the engine's threads has applied since it last confirmed something.
     applied: Mutex<HashMap<ThreadId, Vec<String>>>,
+    /// Lag of each live change; the first replication of everything is none.
+    lags: Mutex<Vec<Duration>>,
 }
 
 impl Lines {
     fn new(json: bool) -> Self {
-        Self { json, applied: Mutex::default() }
+        Self { json, applied: Mutex::default(), lags: Mutex::default() }
     }
 
     /// A reader that has gone away is no reason to stop.
@@ -195,28 +204,44 @@ impl Lines {
         self.print(serde_json::json!({ "equal": equal }), if equal { "equal" } else { "not equal" });
     }
 
+    fn forget_lags(&self) {
+        lock(&self.lags).clear();
+    }
+
     fn figures(&self, stats: &[engine::ReplicaStats]) {
+        let mut lags = lock(&self.lags).clone();
+        lags.sort_unstable();
+        let at = |share: f64| {
+            let lag = lags.get(((lags.len() as f64 * share) as usize).min(lags.len().saturating_sub(1)));
+            lag.map_or(0.0, |lag| lag.as_secs_f64() * 1000.0)
+        };
+        let (p50, p99) = (at(0.5), at(0.99));
         for stats in stats {
+            let (mailboxes, bytes) = (stats.mailboxes, stats.sent_bytes);
             let text = format!(
-                "{} changes, lag p50 {:.1} ms, p99 {:.1} ms, {} mailboxes, {} bytes written",
-                stats.confirmed_total,
-                stats.lag_p50_seconds * 1000.0,
-                stats.lag_p99_seconds * 1000.0,
-                stats.mailboxes,
-                stats.sent_bytes
+                "{} changes while it ran, lag p50 {p50:.1} ms, p99 {p99:.1} ms; {mailboxes} mailboxes, {bytes} bytes written",
+                lags.len()
             );
-            self.print(serde_json::json!({ "stats": stats }), &text);
+            let json = serde_json::json!({
+                "changes": lags.len(), "lag_p50_seconds": p50 / 1000.0, "lag_p99_seconds": p99 / 1000.0,
+                "mailboxes": mailboxes, "written_bytes": bytes
+            });
+            self.print(json, &text);
         }
     }
 
     fn sink(self: Arc<Self>) -> EventSink {
         Arc::new(move |event: &Event<'_>| {
             let thread = std::thread::current().id();
-            let mut applied = self.applied.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut applied = lock(&self.applied);
             match event {
                 Event::Applied(step) => applied.entry(thread).or_default().push(super::push::describe(step)),
                 Event::Confirmed { lag, .. } => {
-                    for text in applied.remove(&thread).unwrap_or_default() {
+                    let applied = applied.remove(&thread).unwrap_or_default();
+                    if !applied.is_empty() {
+                        lock(&self.lags).push(*lag);
+                    }
+                    for text in applied {
                         let json = serde_json::json!({ "change": text, "lag_seconds": lag.as_secs_f64() });
                         self.print(json, &format!("{:>9.1} ms  {text}", lag.as_secs_f64() * 1000.0));
                     }

@@ -152,7 +152,7 @@ pub fn run() -> ExitCode {
             return ExitCode::from(if error.use_stderr() { 64 } else { 0 });
         }
     };
-    start_log(&cli.common);
+    start_log(&cli);
     match dispatch(cli) {
         Ok(exit) => ExitCode::from(exit as u8),
         Err(failure) => {
@@ -179,9 +179,12 @@ fn dispatch(cli: Cli) -> Outcome {
     }
 }
 
-fn start_log(common: &Common) {
+fn start_log(cli: &Cli) {
     use tracing_subscriber::EnvFilter;
+    let common = &cli.common;
     let default = match common.verbose {
+        // Its output is the log.
+        0 if matches!(cli.command, Command::Demo(_)) => "warn",
         0 => "warn,spooltap=info",
         1 => "info,spooltap=debug",
         _ => "debug,spooltap=trace",
