@@ -437,3 +437,65 @@ fn a_file_system_mounted_over_the_spool_is_watched() {
         assert!(text.contains(key), "{key}: {text}");
     }
 }
+
+/// A small generator of numbers, the same for every run with the same seed.
+struct Dice(u64);
+
+impl Dice {
+    fn roll(&mut self, sides: usize) -> usize {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        (self.0 % sides as u64) as usize
+    }
+}
+
+fn directories(root: &Path) -> Vec<PathBuf> {
+    let entries = walkdir::WalkDir::new(root).into_iter().flatten();
+    entries.filter(|entry| entry.file_type().is_dir()).map(|entry| entry.path().to_owned()).collect()
+}
+
+/// Three threads make, fill, move and remove directories all over each other's.
+fn storm(root: &Path, rounds: usize, seed: u64) {
+    std::thread::scope(|scope| {
+        for thread in 0..3u64 {
+            scope.spawn(move || {
+                let mut dice = Dice(seed * 3 + thread + 1);
+                for _ in 0..rounds {
+                    let mut place = || {
+                        let mut path = root.to_owned();
+                        (0..=dice.roll(4)).for_each(|_| path.push(["a", "b", "c", "d"][dice.roll(4)]));
+                        path
+                    };
+                    let (one, two) = (place(), place());
+                    // Most of these fail, because another thread was here before: that is the point.
+                    let _ = match dice.roll(6) {
+                        0 | 1 => fs::create_dir_all(&one),
+                        2 => fs::create_dir_all(&one).and_then(|()| fs::write(one.join("1."), "x")),
+                        3 | 4 => fs::rename(&one, &two),
+                        _ => fs::remove_dir_all(&one),
+                    };
+                }
+            });
+        }
+    });
+}
+
+#[test]
+fn after_any_storm_every_directory_is_watched_under_its_name() {
+    for seed in 0..8 {
+        let lab = Lab::new(|dir| fs::create_dir_all(dir.join("spool/user")).expect("created"));
+        let root = lab.path("spool/user");
+        let around = lab.handle.stats().watches;
+        storm(&root, 1500, seed);
+        fs::create_dir_all(root.join("a/b/c/d")).expect("created");
+        lab.keys();
+        let dirs = directories(&root);
+        assert_eq!(lab.handle.stats().watches, around + dirs.len() as u64 - 1, "seed {seed}");
+        for dir in dirs {
+            fs::write(dir.join("2."), "x").expect("written");
+            let below = dir.strip_prefix(lab.path("spool")).expect("below").to_string_lossy().replace('/', ".");
+            assert_eq!(lab.keys(), BTreeSet::from([format!("mailbox {below}")]), "seed {seed}");
+        }
+    }
+}

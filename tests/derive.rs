@@ -123,3 +123,78 @@ fn every_change_of_a_real_server_is_covered_by_a_key() {
     }
     assert!(faults.is_empty(), "{} faults:\n{}", faults.len(), faults.join("\n"));
 }
+
+/// Uniqueids of mailboxes in the recording of 3.6.1.
+const IDS_OF_3_6: &[(&str, &str)] = &[
+    ("user.u1", "cyep0qmotfa5j0f7pundy3wj"),
+    ("user.u1.Foo", "dm2m0696mt0a03lplrkujbhx"),
+    ("user.u1.#sieve", "tucooit2tah3ql4a387jhc0s"),
+    ("user.u2", "fvqulwulrhrl54z8hj9eo7qg"),
+];
+
+/// The keys of which one is enough to cover a sync_log record; none for records that say nothing here.
+fn enough_for(record: &str) -> Vec<String> {
+    let words: Vec<&str> = record.split_whitespace().collect();
+    let id = |name: &str| IDS_OF_3_6.iter().find(|(known, _)| *known == name).map(|(_, id)| *id);
+    let user = |part: &str, user: &str| {
+        let inbox = format!("user.{user}");
+        [Some(format!("{part} {user}")), id(&inbox).map(|id| format!("{part}-id {id}"))].into_iter().flatten()
+    };
+    match words.as_slice() {
+        ["MAILBOX" | "APPEND" | "ACL", name] => {
+            let named = [Some(format!("mailbox {name}")), id(name).map(|id| format!("mailbox-id {id}"))];
+            // What was created, renamed or deleted is found by comparing the list.
+            named.into_iter().flatten().chain(["mailbox-list".to_owned()]).collect()
+        }
+        ["SEEN", name, _] => user("seen", name).collect(),
+        ["SUB", name, _] => user("subs", name).collect(),
+        ["SIEVE", name] => user("sieve", name).chain(["mailbox-list".to_owned()]).collect(),
+        ["META" | "USER", name] => ["seen", "subs", "sieve"]
+            .into_iter()
+            .flat_map(|part| user(part, name).collect::<Vec<_>>())
+            .chain(["mailbox-list".to_owned()])
+            .collect(),
+        ["QUOTA", root] => vec![format!("quota {root}")],
+        ["ANNOTATION", _] => vec!["annotations".to_owned()],
+        _ => Vec::new(),
+    }
+}
+
+#[test]
+fn the_paths_alone_say_what_the_servers_own_log_says() {
+    let roots =
+        Roots { spool: vec!["spool".into()], conf: "conf".into(), sieve: Some("sieve".into()), ..Roots::default() };
+    for release in ["2.3.19", "2.4.22", "2.5.11", "3.6.1"] {
+        let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/derive").join(format!("{release}.txt"));
+        let text = std::fs::read_to_string(file).expect("readable");
+        let mut records_checked = 0;
+        for line in text.lines() {
+            let fields: Vec<&str> = line.split(" | ").collect();
+            let [operation, events, log] = fields.as_slice() else { continue };
+            let keys: BTreeSet<String> = events
+                .split("; ")
+                .filter_map(|event| event.split_once('='))
+                // Closing a file changes nothing; we do not listen to it.
+                .filter(|(_, kinds)| kinds.split('+').any(|kind| !kind.starts_with("CLOSE") && kind != "ATTRIB"))
+                .filter_map(|(path, kinds)| {
+                    roots.derive(Path::new(path.trim_end_matches('/')), kinds.contains("ISDIR"))
+                })
+                .map(|key| key.to_string())
+                .collect();
+            let is_new_place = events.contains("CREATE,ISDIR");
+            for record in log.trim_start_matches("log:").split(" / ").map(str::trim) {
+                let enough = enough_for(record);
+                if enough.is_empty() {
+                    continue;
+                }
+                records_checked += 1;
+                // The source of a COPY is named in the log, and nothing of it changes.
+                let is_copied_from = *operation == "copy" && record == "MAILBOX user.u1";
+                let covered = is_copied_from || is_new_place || enough.iter().any(|key| keys.contains(key));
+                assert!(covered, "{release} {operation}: {record} is not in {keys:?}");
+            }
+        }
+        println!("{release}: {records_checked} records of the server's log covered");
+        assert!(records_checked > 40);
+    }
+}
