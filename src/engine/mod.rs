@@ -7,6 +7,8 @@
 //! Workers are plain threads with a blocking session each: reading a mailbox and speaking to the replica alternate in
 //! one step, so a change crosses no channel between the kernel's event and the wire.
 
+mod account;
+mod content;
 pub mod diff;
 #[cfg(test)]
 mod fake;
@@ -16,6 +18,7 @@ mod queue;
 mod rebuild;
 mod route;
 mod scan;
+mod settle;
 #[cfg(test)]
 mod tests;
 mod verify;

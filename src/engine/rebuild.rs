@@ -35,7 +35,7 @@ pub(super) fn rebuild(
             create: true,
         };
         kept = Some(update.head.name.clone());
-        pusher.apply_step(&Step::Mailbox(Box::new(update)))?;
+        pusher.apply(&Step::Mailbox(Box::new(update)))?;
     }
     (pusher.shared.events)(&Event::Rebuild {
         mailbox: entry.name.clone(),
@@ -44,7 +44,7 @@ pub(super) fn rebuild(
         kept_in: kept,
     });
     pusher.shared.fuse(&entry.name)?;
-    pusher.apply_step(&Step::Remove { uniqueid: entry.uniqueid.clone(), name: entry.name.clone() })
+    pusher.apply(&Step::Remove { uniqueid: entry.uniqueid.clone(), name: entry.name.clone() })
 }
 
 fn rescue_mailbox(entry: &MailboxEntry, full: &MailboxView, only_there: &[Record]) -> MailboxSnapshot {

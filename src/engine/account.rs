@@ -1,0 +1,91 @@
+//! What belongs to a user or to the server rather than to a mailbox: quota limits, subscriptions, seen state, Sieve
+//! scripts, server annotations.
+
+use super::diff;
+use super::push::{JobError, Pusher};
+use super::queue::Item;
+use crate::model::{QuotaRoot, ReplicaError, Step, UserId, UserPart};
+use crate::state::UserReceipt;
+use std::collections::BTreeSet;
+use std::time::Instant;
+
+impl Pusher<'_> {
+    pub(super) fn quota(&mut self, root: &QuotaRoot, seen_at: Instant) -> Result<(), JobError> {
+        let mine = self.store().quota(root)?;
+        let theirs = match self.shared.state.quota(root) {
+            Some(limits) => Some(limits),
+            None => self.session.view_quota(root)?,
+        };
+        if !diff::same_limits(mine.as_ref(), theirs.as_ref()) {
+            match &mine {
+                Some(limits) => self.apply(&Step::Quota { root: root.clone(), limits: limits.clone() })?,
+                None => match self.apply(&Step::Unquota { root: root.clone() }) {
+                    Ok(()) | Err(JobError::Replica(ReplicaError::NoSuchMailbox(_))) => {}
+                    Err(error) => return Err(error),
+                },
+            }
+            self.confirmed(&Item::Quota(root.clone()), None, seen_at);
+        }
+        if !self.shared.dry_run {
+            match &mine {
+                Some(limits) => self.shared.state.put_quota(root, limits),
+                None => self.shared.state.remove_quota(root),
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn meta(&mut self, user: &UserId, part: UserPart, seen_at: Instant) -> Result<(), JobError> {
+        if self.source.by_name(&user.inbox()).is_none() {
+            // The user's data hangs on the INBOX and went with it.
+            self.shared.state.remove_user(user);
+            return Ok(());
+        }
+        if part == UserPart::Sieve && self.store().sieve_in_mailboxes() && self.caps.sieve_mailboxes {
+            return Ok(());
+        }
+        let fingerprint = self.store().user_fingerprint(user)?;
+        let mine = self.store().user_meta(user)?;
+        let theirs = match self.shared.state.user(user) {
+            Some(receipt) => receipt.meta,
+            None => self.session.view_user(user)?.meta,
+        };
+        let parts = BTreeSet::from([part]);
+        let source = self.source.clone();
+        let steps = diff::diff_meta(user, &mine, &theirs, &parts, &|id| source.by_id(id).is_some());
+        let changed = !steps.is_empty();
+        for step in &steps {
+            self.apply(step)?;
+        }
+        if !self.shared.dry_run {
+            let meta = diff::confirmed_meta(&mine, &theirs, &parts);
+            let all = [UserPart::Subs, UserPart::Seen, UserPart::Sieve].into_iter().collect::<BTreeSet<_>>();
+            let settled = diff::diff_meta(user, &mine, &meta, &all, &|id| source.by_id(id).is_some()).is_empty();
+            let fingerprint = settled.then_some(fingerprint);
+            self.shared.state.put_user(user, &UserReceipt { meta, fingerprint });
+            if changed {
+                self.confirmed(&Item::Meta(part), Some(&user.inbox()), seen_at);
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn server_annotations(&mut self, seen_at: Instant) -> Result<(), JobError> {
+        let mine = self.store().server_annotations()?;
+        let theirs = match self.shared.state.server_annotations() {
+            Some(annotations) => annotations,
+            None => self.session.view_server_annotations()?,
+        };
+        let steps = diff::diff_server_annotations(&mine, &theirs);
+        for step in &steps {
+            self.apply(step)?;
+        }
+        if !self.shared.dry_run {
+            self.shared.state.put_server_annotations(&mine);
+            if !steps.is_empty() {
+                self.confirmed(&Item::ServerAnnotations, None, seen_at);
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,217 @@
+//! Names before contents: renames, removals, and names that have to be freed first. Identity is the uniqueid.
+
+use super::push::{JobError, Pusher};
+use super::queue::{Item, Job, Lane};
+use crate::model::{MailboxEntry, MboxName, ModSeq, Partition, QuotaRoot, ReplicaError, Step, Uid, UniqueId, UserPart};
+use std::collections::HashSet;
+use std::time::Instant;
+
+impl Pusher<'_> {
+    /// Brings the name of a mailbox in line: renames it, removes it, or frees the name it is going to have.
+    pub(super) fn settle(
+        &mut self,
+        job: &mut Job,
+        id: &UniqueId,
+        path: &mut HashSet<UniqueId>,
+    ) -> Result<(), JobError> {
+        let target = self.source.by_id(id).cloned();
+        let have = self.shared.names().name(id).cloned();
+        let ours = self.shared.state.mailbox(id).is_some();
+        match (target, have) {
+            (Some(entry), Some(name)) => {
+                let partition = self.shared.state.mailbox(id).map(|receipt| receipt.view.head.partition);
+                let moved = partition
+                    .is_some_and(|partition| partition != entry.partition && !entry.partition.is_empty())
+                    && !entry.mbtype.is_intermediate();
+                if name == entry.name && !moved {
+                    return Ok(());
+                }
+                self.own(job, &name)?;
+                self.own(job, &entry.name)?;
+                path.insert(id.clone());
+                if name != entry.name {
+                    self.free(job, &entry.name, id, path)?;
+                }
+                // In a cycle of names this one may have been put aside meanwhile.
+                let name = self.shared.names().name(id).cloned().unwrap_or(name);
+                self.rename(&entry, &name)
+            }
+            (Some(entry), None) => {
+                self.own(job, &entry.name)?;
+                path.insert(id.clone());
+                self.free(job, &entry.name, id, path)
+            }
+            (None, Some(name)) if ours => {
+                self.own(job, &name)?;
+                self.remove(id, &name)
+            }
+            (None, _) => Ok(()),
+        }
+    }
+
+    /// A name may only be touched by whoever owns its lane.
+    pub(super) fn own(&self, job: &mut Job, name: &MboxName) -> Result<(), JobError> {
+        let lane = Lane::of(name, self.store().deleted_prefix());
+        if self.shared.queue.try_extra(job, &lane) { Ok(()) } else { Err(JobError::Needs(lane)) }
+    }
+
+    /// Makes sure that no other mailbox has this name on the replica.
+    pub(super) fn free(
+        &mut self,
+        job: &mut Job,
+        name: &MboxName,
+        for_id: &UniqueId,
+        path: &mut HashSet<UniqueId>,
+    ) -> Result<(), JobError> {
+        let Some(occupant) = self.shared.names().id(name).filter(|id| *id != for_id).cloned() else { return Ok(()) };
+        if path.contains(&occupant) {
+            // Names were swapped: one of them waits under a third name.
+            let stamp = blake3::hash(occupant.as_bytes()).to_hex();
+            let aside = [
+                self.store().deleted_prefix(),
+                b".",
+                name.domain_and_local().1,
+                format!(".{}", stamp.get(..8).unwrap_or("swapswap").to_uppercase()).as_bytes(),
+            ]
+            .concat();
+            let aside: MboxName = match name.domain_and_local().0 {
+                Some(domain) => [domain, b"!", &*aside].concat().into(),
+                None => aside.into(),
+            };
+            let receipt = self.shared.state.mailbox(&occupant);
+            let head = receipt.map(|receipt| receipt.view.head).unwrap_or_default();
+            self.rename_on_replica(&occupant, name, &aside, &head.partition, head.uidvalidity)?;
+            return Ok(());
+        }
+        self.settle(job, &occupant, path)?;
+        if self.shared.names().id(name) != Some(&occupant) {
+            return Ok(());
+        }
+        let stray = self.shared.names().stray(&occupant);
+        if stray == Some(Uid(0)) {
+            // It never held mail: nothing can be lost, and the source's mailbox of that name needs the place.
+            self.apply(&Step::Remove { uniqueid: occupant.clone(), name: name.clone() })?;
+            self.forget(&occupant);
+            return Ok(());
+        }
+        Err(JobError::Conflict(format!(
+            "name {name} is taken on the replica by a mailbox with uniqueid {occupant}, which the source does not have; \
+             it holds mail and is kept: rename or delete it there, then spooltap goes on by itself"
+        )))
+    }
+
+    pub(super) fn rename(&mut self, entry: &MailboxEntry, from: &MboxName) -> Result<(), JobError> {
+        let uidvalidity = match self.store().mailbox(entry) {
+            Ok(Some(snapshot)) => snapshot.head.uidvalidity,
+            _ => entry.uidvalidity,
+        };
+        self.rename_on_replica(&entry.uniqueid, from, &entry.name, &entry.partition, uidvalidity)
+    }
+
+    pub(super) fn rename_on_replica(
+        &mut self,
+        id: &UniqueId,
+        from: &MboxName,
+        to: &MboxName,
+        partition: &Partition,
+        uidvalidity: u32,
+    ) -> Result<(), JobError> {
+        let step = Step::Rename {
+            uniqueid: id.clone(),
+            from: from.clone(),
+            to: to.clone(),
+            partition: partition.clone(),
+            uidvalidity,
+        };
+        let result = self.apply(&step);
+        if let Err(JobError::Replica(ReplicaError::NoSuchMailbox(_) | ReplicaError::Moved(_))) = &result {
+            self.look_again(&[from.clone(), to.clone()], id)?;
+        }
+        result?;
+        self.names_changed(from, to);
+        if self.shared.dry_run {
+            self.shared.names().set(id, to);
+            return Ok(());
+        }
+        // The rename raised modseqs over there; what it has now is asked, not guessed. What of ours it has seen is what it
+        // had seen before.
+        let mut old = self.shared.state.mailbox(id).unwrap_or_default();
+        if old.source_highestmodseq == ModSeq(0) {
+            old.source_highestmodseq = old.view.head.highestmodseq;
+        }
+        let view = self.session.view_mailboxes(std::slice::from_ref(to))?.pop();
+        match view {
+            Some(view) if view.head.uniqueid == *id => self.put_view(id, view, Some(old)),
+            _ => self.forget(id),
+        }
+        Ok(())
+    }
+
+    /// The replica's idea of these names was not ours: take its word.
+    pub(super) fn look_again(&mut self, names: &[MboxName], id: &UniqueId) -> Result<(), JobError> {
+        let views = self.session.view_mailboxes(names)?;
+        if !views.iter().any(|view| view.head.uniqueid == *id) {
+            self.forget(id);
+        }
+        for name in names {
+            let stale = self.shared.names().id(name).cloned();
+            if let Some(stale) = stale
+                && !views.iter().any(|view| view.head.name == *name && view.head.uniqueid == stale)
+            {
+                self.shared.names().remove(&stale);
+            }
+        }
+        for view in views {
+            let other = view.head.uniqueid.clone();
+            if other == *id || self.source.by_id(&other).is_some() || self.shared.state.mailbox(&other).is_some() {
+                self.put_view(&other, view, None);
+            } else {
+                self.shared.names().set_stray(&other, &view.head.name, view.head.last_uid);
+            }
+        }
+        Ok(())
+    }
+
+    /// User data and quota roots hang on INBOX and names: what the replica has of them is not known any more.
+    pub(super) fn names_changed(&self, from: &MboxName, to: &MboxName) {
+        for name in [from, to] {
+            self.shared.state.remove_quota(&QuotaRoot::new(name.as_bytes()));
+            let Some(user) = name.owner().filter(|_| name.is_inbox()) else { continue };
+            self.shared.state.remove_user(&user);
+            if self.source.by_name(name).is_some() {
+                for part in [UserPart::Subs, UserPart::Seen, UserPart::Sieve] {
+                    self.shared.queue.push(Lane::User(user.clone()), Item::Meta(part), Instant::now(), true);
+                }
+            }
+        }
+        let prefix = self.store().deleted_prefix();
+        for name in [from, to] {
+            let root = QuotaRoot::new(name.as_bytes());
+            let lane = super::route::quota_lane(&root, prefix);
+            self.shared.queue.push(lane, Item::Quota(root), Instant::now(), true);
+        }
+    }
+
+    /// Removes a mailbox that the source once had and has no more. Seen twice, and only within the fuse.
+    pub(super) fn remove(&mut self, id: &UniqueId, name: &MboxName) -> Result<(), JobError> {
+        let again = self.shared.source_again()?;
+        if again.by_id(id).is_some() {
+            return Err(JobError::Again(format!("{name} is back in the source's mailbox list")));
+        }
+        self.shared.fuse(name)?;
+        match self.apply(&Step::Remove { uniqueid: id.clone(), name: name.clone() }) {
+            Ok(()) | Err(JobError::Replica(ReplicaError::NoSuchMailbox(_))) => {}
+            Err(JobError::Replica(ReplicaError::Moved(_))) => {
+                // Somebody else has that name now: the one we meant is gone or elsewhere.
+                self.look_again(std::slice::from_ref(name), id)?;
+                return Ok(());
+            }
+            Err(error) => return Err(error),
+        }
+        if !self.shared.dry_run {
+            self.forget(id);
+            self.names_changed(name, name);
+        }
+        Ok(())
+    }
+}
