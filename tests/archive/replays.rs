@@ -3,6 +3,8 @@
 use super::super::spool::recordings;
 use object_store::memory::InMemory;
 use spooltap::archive::{Archive, ArchiveStore};
+use spooltap::capture::Settings;
+use spooltap::daemon::Running;
 use spooltap::engine::{Backoff, Engine, Options};
 use spooltap::model::{MailStore, ReplicaTarget};
 use spooltap::replay::{Depth, Player, Recording, Speed, compare_replica};
@@ -11,7 +13,7 @@ use spooltap::spool::open_store;
 use spooltap::state::State;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// An engine from `store` to `target` with receipts in `dir`.
 fn start(store: Arc<dyn MailStore>, target: ArchiveTarget, dir: &Path) -> (Engine, State) {
@@ -73,4 +75,41 @@ fn restore(archive: Archive, truth: &serde_json::Value) -> Option<String> {
     engine.stop(Duration::from_secs(5));
     let copy = ArchiveStore::open(copy).expect("opens");
     compare_replica(&copy, truth, Depth::Bodies).expect("reads").into_iter().next()
+}
+
+/// A recording played at full speed, without a rest at any step: the watcher, the readers and the engine run after a
+/// store that never holds still, and arrive where it ends.
+#[test]
+fn a_store_that_never_rests_is_caught_up_with() {
+    let mut faults = Vec::new();
+    for path in recordings() {
+        let name = path.file_name().expect("name").to_string_lossy().into_owned();
+        let (spool, receipts) = (tempfile::tempdir().expect("directory"), tempfile::tempdir().expect("directory"));
+        let recording = Recording::open(&path).expect("recording");
+        let conf = recording.unpack(spool.path()).expect("unpacks");
+        let archive = Archive::with_store(Arc::new(InMemory::new()), "memory:");
+        let store = Arc::new(open_store(&conf).expect("opens"));
+        let state = State::open(receipts.path(), &store.identity().expect("identity")).expect("state");
+        let target: Arc<dyn ReplicaTarget> = Arc::new(ArchiveTarget::of(archive.clone()));
+        let targets = vec![(target, state.replica("memory:"))];
+        let options = Options { allow_removals: true, ..Options::default() };
+        let running = Running::start(store, targets, &options, Settings::default(), Arc::new(|_| {})).expect("starts");
+        Player::new(&recording, spool.path()).finish().expect("plays");
+        let (_, truth) = recording.truths().last().expect("has marks").expect("reads");
+        let deadline = Instant::now() + Duration::from_secs(20);
+        let found = loop {
+            running.settle(8, Duration::from_secs(10));
+            let kept = ArchiveStore::open(archive.clone()).expect("opens");
+            let found = compare_replica(&kept, &truth, Depth::Bodies).expect("reads");
+            if found.is_empty() || Instant::now() > deadline {
+                break found;
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        };
+        faults.extend(found.into_iter().map(|text| format!("{name}: {text}")));
+        faults
+            .extend(running.stats().into_iter().flat_map(|stats| stats.queue.failed).map(|f| format!("{name}: {f:?}")));
+        running.stop(Duration::from_secs(5));
+    }
+    assert!(faults.is_empty(), "{} differences:\n{}", faults.len(), faults[..faults.len().min(40)].join("\n"));
 }
