@@ -62,6 +62,11 @@ impl Request {
         self.separate().raw(key).raw(" ").text(bytes)
     }
 
+    /// ` KEY seconds`. Before 1970 as 64-bit complement: no release reads a minus sign.
+    fn time(&mut self, key: &str, seconds: i64) -> &mut Self {
+        self.count(key, seconds.cast_unsigned())
+    }
+
     /// ` KEY number`.
     fn count(&mut self, key: &str, number: impl std::fmt::Display) -> &mut Self {
         self.separate().raw(key).raw(" ").number(number)
@@ -151,7 +156,7 @@ pub fn quota(root: &QuotaRoot, limits: &QuotaLimits) -> Vec<u8> {
 pub fn seen(user: &UserId, uniqueid: &UniqueId, seen: &SeenState) -> Vec<u8> {
     let mut request = Request::new("APPLY SEEN %(");
     request.field("USERID", user.as_bytes()).field("UNIQUEID", uniqueid.as_bytes());
-    request.count("LASTREAD", seen.lastread).count("LASTUID", seen.lastuid.0).count("LASTCHANGE", seen.lastchange);
+    request.time("LASTREAD", seen.lastread).count("LASTUID", seen.lastuid.0).time("LASTCHANGE", seen.lastchange);
     request.field("SEENUIDS", &seen.seenuids).raw(")").end()
 }
 
@@ -159,10 +164,16 @@ pub fn seen(user: &UserId, uniqueid: &UniqueId, seen: &SeenState) -> Vec<u8> {
 pub fn sieve(user: &UserId, name: &SieveName, last_update: i64, content: &[u8]) -> Vec<u8> {
     let file = [name.as_bytes(), b".script"].concat();
     let mut request = Request::new("APPLY SIEVE %(");
-    request.field("USERID", user.as_bytes()).field("FILENAME", &file).count("LAST_UPDATE", last_update);
+    request.field("USERID", user.as_bytes()).field("FILENAME", &file).time("LAST_UPDATE", last_update);
     request.raw(" CONTENT {").number(content.len()).raw("+}\r\n");
     request.0.extend_from_slice(content);
     request.raw(")").end()
+}
+
+/// `GET FETCH_SIEVE`; the file name with its suffix.
+pub fn fetch_sieve(user: &UserId, file: &[u8]) -> Vec<u8> {
+    let mut request = Request::new("GET FETCH_SIEVE %(");
+    request.field("USERID", user.as_bytes()).field("FILENAME", file).raw(")").end()
 }
 
 /// `APPLY EXPUNGE`.
@@ -190,7 +201,7 @@ pub fn rename(from: &MboxName, to: &MboxName, partition: &Partition, uidvalidity
 pub fn mailbox(update: &MailboxUpdate, partition: &Partition, dialect: &Dialect) -> Vec<u8> {
     let head = &update.head;
     let mut request = Request::new("APPLY MAILBOX %(");
-    request.0.reserve(512 + update.records.len() * 256);
+    request.0.reserve(update.records.len().saturating_mul(256).saturating_add(512));
     request.field("UNIQUEID", head.uniqueid.as_bytes()).field("MBOXNAME", head.name.as_bytes());
     if head.mbtype.is_intermediate() {
         request.field("MBOXTYPE", format!("e{}", head.mbtype.0).as_bytes());
@@ -205,9 +216,9 @@ pub fn mailbox(update: &MailboxUpdate, partition: &Partition, dialect: &Dialect)
         request.count("SYNC_CRC_ANNOT", update.crcs.annot);
     }
     request.count("LAST_UID", head.last_uid.0).count("HIGHESTMODSEQ", head.highestmodseq.0);
-    request.count("RECENTUID", head.recentuid.0).count("RECENTTIME", head.recenttime);
-    request.count("LAST_APPENDDATE", head.last_appenddate).count("POP3_LAST_LOGIN", head.pop3_last_login);
-    request.count("POP3_SHOW_AFTER", head.pop3_show_after).count("UIDVALIDITY", head.uidvalidity);
+    request.count("RECENTUID", head.recentuid.0).time("RECENTTIME", head.recenttime);
+    request.time("LAST_APPENDDATE", head.last_appenddate).time("POP3_LAST_LOGIN", head.pop3_last_login);
+    request.time("POP3_SHOW_AFTER", head.pop3_show_after).count("UIDVALIDITY", head.uidvalidity);
     request.field("PARTITION", partition.as_bytes()).field("ACL", &head.acl);
     request.field("OPTIONS", head.options.letters().as_bytes());
     if let Some(root) = &head.quotaroot {
@@ -245,7 +256,7 @@ fn annotation_entry(request: &mut Request, annotation: &Annotation) {
 
 fn record_entry(request: &mut Request, record: &Record, names: &[Option<FlagName>], dialect: &Dialect) {
     request.separate().raw("%(").count("UID", record.uid.0).count("MODSEQ", record.modseq.0);
-    request.count("LAST_UPDATED", record.last_updated).raw(" FLAGS (");
+    request.time("LAST_UPDATED", record.last_updated).raw(" FLAGS (");
     for (bit, flag) in FLAGS {
         if record.system_flags.has(bit) {
             request.separate().raw(flag);
@@ -253,11 +264,11 @@ fn record_entry(request: &mut Request, record: &Record, names: &[Option<FlagName
     }
     for (bit, name) in names.iter().enumerate().take(128) {
         if let Some(name) = name.as_ref().filter(|_| record.user_flags >> bit & 1 == 1) {
-            request.separate();
-            request.0.extend_from_slice(name.as_bytes());
+            // As text: a name with odd bytes in it must not become part of the list around it.
+            request.separate().text(name.as_bytes());
         }
     }
-    request.raw(")").count("INTERNALDATE", record.internaldate).count("SIZE", record.size).count("GUID", record.guid);
+    request.raw(")").time("INTERNALDATE", record.internaldate).count("SIZE", record.size).count("GUID", record.guid);
     if !dialect.annotations_inside {
         request.raw(")");
         return;
@@ -291,7 +302,14 @@ pub enum Untagged {
     Quota(QuotaRoot, QuotaLimits),
     Seen(UniqueId, SeenState),
     Subs(Vec<MboxName>),
-    Sieve { file: Vec<u8>, last_update: i64, guid: MessageGuid, active: bool },
+    Sieve {
+        file: Vec<u8>,
+        last_update: i64,
+        guid: MessageGuid,
+        active: bool,
+    },
+    /// Answer to `fetch_sieve`.
+    SieveText(Vec<u8>),
     Annotation(Annotation),
     Missing(Vec<MessageGuid>),
     Enabled(Vec<String>),
@@ -327,6 +345,9 @@ pub fn untagged(line: &[u8]) -> Result<Untagged, AnswerError> {
             Untagged::Seen(id, seen)
         }
         b"LSUB" => Untagged::Subs(list()?.iter().filter_map(Value::as_text).map(MboxName::new).collect()),
+        b"SIEVE" if value.field("CONTENT").is_some() => {
+            Untagged::SieveText(value.field("CONTENT").and_then(Value::as_text).unwrap_or_default().to_vec())
+        }
         b"SIEVE" => Untagged::Sieve {
             file: value.field("FILENAME").and_then(Value::as_text).ok_or_else(|| missing("FILENAME"))?.to_vec(),
             last_update: value.field("LAST_UPDATE").and_then(Value::as_number).unwrap_or_default(),
@@ -362,7 +383,7 @@ fn quota_view(value: &Value) -> Option<(QuotaRoot, QuotaLimits)> {
 }
 
 fn seen_view(value: &Value) -> Option<(UniqueId, SeenState)> {
-    let number = |key: &str| value.field(key).and_then(Value::as_number::<i64>).unwrap_or_default();
+    let number = |key: &str| seconds(value, key).unwrap_or_default();
     let seen = SeenState {
         lastread: number("LASTREAD"),
         lastuid: Uid(u32::try_from(number("LASTUID")).unwrap_or_default()),
@@ -405,10 +426,10 @@ fn mailbox_view(value: &Value) -> Result<MailboxView, &'static str> {
         last_uid: Uid(number(value, "LAST_UID")),
         highestmodseq: ModSeq(number(value, "HIGHESTMODSEQ")),
         recentuid: Uid(number(value, "RECENTUID")),
-        recenttime: number(value, "RECENTTIME"),
-        last_appenddate: number(value, "LAST_APPENDDATE"),
-        pop3_last_login: number(value, "POP3_LAST_LOGIN"),
-        pop3_show_after: number(value, "POP3_SHOW_AFTER"),
+        recenttime: seconds(value, "RECENTTIME").unwrap_or_default(),
+        last_appenddate: seconds(value, "LAST_APPENDDATE").unwrap_or_default(),
+        pop3_last_login: seconds(value, "POP3_LAST_LOGIN").unwrap_or_default(),
+        pop3_show_after: seconds(value, "POP3_SHOW_AFTER").unwrap_or_default(),
         createdmodseq: ModSeq(number(value, "CREATEDMODSEQ")),
         foldermodseq: ModSeq(number(value, "FOLDERMODSEQ")),
         xconvmodseq: ModSeq(number(value, "XCONVMODSEQ")),
@@ -450,6 +471,12 @@ impl FlagTable {
     }
 }
 
+/// Seconds since 1970; times before may come as 64-bit complement.
+fn seconds(value: &Value, key: &str) -> Option<i64> {
+    let value = value.field(key)?;
+    value.as_number::<i64>().or_else(|| value.as_number::<u64>().map(u64::cast_signed))
+}
+
 fn record_view(value: &Value, flags: &mut FlagTable) -> Result<Record, &'static str> {
     fn number<N: std::str::FromStr>(value: &Value, key: &'static str) -> Result<N, &'static str> {
         value.field(key).and_then(Value::as_number).ok_or(key)
@@ -457,8 +484,8 @@ fn record_view(value: &Value, flags: &mut FlagTable) -> Result<Record, &'static 
     let mut record = Record {
         uid: Uid(number(value, "UID")?),
         modseq: ModSeq(number(value, "MODSEQ")?),
-        last_updated: number(value, "LAST_UPDATED")?,
-        internaldate: number(value, "INTERNALDATE")?,
+        last_updated: seconds(value, "LAST_UPDATED").ok_or("LAST_UPDATED")?,
+        internaldate: seconds(value, "INTERNALDATE").ok_or("INTERNALDATE")?,
         size: number(value, "SIZE")?,
         guid: value.field("GUID").and_then(Value::as_text).and_then(MessageGuid::parse_hex).ok_or("GUID")?,
         ..Record::default()
@@ -571,6 +598,30 @@ mod tests {
         };
         assert_eq!(limits(b"QUOTA %(ROOT user.alice LIMIT 100000)"), [(QuotaResource::Storage, 100_000)]);
         assert_eq!(limits(b"QUOTA %(ROOT user.alice LIMIT 4294967295 MESSAGE 500)"), [(QuotaResource::Message, 500)]);
+    }
+
+    #[test]
+    fn odd_flags_and_times_stay_inside_their_fields() {
+        let mut view = view();
+        view.user_flags = vec![Some("x)y\"".into()), Some("NIL".into())];
+        let records = view.records.as_mut().expect("records");
+        records[0].user_flags = 0b11;
+        records[0].internaldate = -5;
+        let update = MailboxUpdate {
+            head: view.head.clone(),
+            crcs: crate::model::SyncCrcs::default(),
+            since: None,
+            user_flags: view.user_flags.clone(),
+            annotations: Vec::new(),
+            records: records.clone(),
+            bodies: Vec::new(),
+            reserve_from: Vec::new(),
+            create: false,
+        };
+        let request = mailbox(&update, &view.head.partition, &Dialect::of(Generation::V36));
+        let line = request.strip_prefix(b"APPLY ").expect("a request");
+        let Untagged::Mailbox(again) = untagged(line).expect("parses") else { panic!("not a mailbox") };
+        assert_eq!((again.records, again.user_flags), (view.records, view.user_flags));
     }
 
     #[test]

@@ -91,13 +91,13 @@ impl Transport {
     pub fn send(&mut self, bytes: &[u8], last: bool) -> io::Result<()> {
         let Some((compress, _)) = &mut self.deflate else { return self.raw_write(bytes) };
         let flush = if last { FlushCompress::Sync } else { FlushCompress::None };
-        let mut out = Vec::with_capacity(bytes.len() / 2 + 64);
+        let mut out = Vec::with_capacity((bytes.len() / 2).saturating_add(64));
         let mut input = bytes;
         loop {
             let before = compress.total_in();
             out.reserve(4096);
             compress.compress_vec(input, &mut out, flush).map_err(io::Error::other)?;
-            let used = usize::try_from(compress.total_in() - before).unwrap_or(usize::MAX);
+            let used = usize::try_from(compress.total_in().saturating_sub(before)).unwrap_or(usize::MAX);
             input = input.get(used..).unwrap_or_default();
             // Room left means that everything was put out.
             if input.is_empty() && out.len() < out.capacity() {
@@ -143,8 +143,8 @@ fn inflate(decompress: &mut Decompress, mut input: &[u8], splitter: &mut Splitte
     loop {
         let (before_in, before_out) = (decompress.total_in(), decompress.total_out());
         let status = decompress.decompress(input, &mut out, FlushDecompress::None).map_err(io::Error::other)?;
-        let used = usize::try_from(decompress.total_in() - before_in).unwrap_or(usize::MAX);
-        let made = usize::try_from(decompress.total_out() - before_out).unwrap_or(0);
+        let used = usize::try_from(decompress.total_in().saturating_sub(before_in)).unwrap_or(usize::MAX);
+        let made = usize::try_from(decompress.total_out().saturating_sub(before_out)).unwrap_or(0);
         splitter.push(out.get(..made).unwrap_or_default());
         input = input.get(used..).unwrap_or_default();
         match status {

@@ -14,8 +14,8 @@ type Open = fn(&ReplicaConfig, bool) -> Result<Arc<dyn ReplicaTarget>, ReplicaEr
 
 /// URL schemes and what opens them.
 pub const TARGETS: &[(&str, Open)] = &[
-    ("csync", CsyncTarget::tcp),
-    ("csync+unix", CsyncTarget::unix),
+    ("csync", CsyncTarget::open),
+    ("csync+unix", CsyncTarget::open),
     ("file", |config, _| Ok(Arc::new(ArchiveTarget::new(&config.url)?))),
 ];
 

@@ -2,11 +2,12 @@
 //! servers (see `docs/csync.md`).
 
 use crate::csync::Dialect;
-use crate::model::{MailboxUpdate, MessageGuid};
+use crate::model::MailboxUpdate;
 use std::collections::HashSet;
 
-/// Why this update must not be sent; `None` when it is safe. `staged` are GUIDs the server holds for this session.
-pub(super) fn refuse(update: &MailboxUpdate, dialect: &Dialect, staged: &HashSet<MessageGuid>) -> Option<String> {
+/// Why this update must not be sent; `None` when it is safe. Whether live records have message files depends on what the
+/// server has: that is the uploader's own check.
+pub(super) fn refuse(update: &MailboxUpdate, dialect: &Dialect) -> Option<String> {
     let head = &update.head;
     let name = &head.name;
     if name.is_empty() || head.uniqueid.is_empty() {
@@ -35,12 +36,6 @@ pub(super) fn refuse(update: &MailboxUpdate, dialect: &Dialect, staged: &HashSet
             "has no GUID; run reconstruct -G at the source"
         } else if record.size > u64::from(u32::MAX) {
             "is larger than the protocol can say"
-        } else if update.create
-            && !record.is_expunged()
-            && !staged.contains(&record.guid)
-            && !update.bodies.iter().any(|body| body.guid == record.guid)
-        {
-            "has no message file to go with it"
         } else {
             last = uid;
             continue;
@@ -54,7 +49,7 @@ pub(super) fn refuse(update: &MailboxUpdate, dialect: &Dialect, staged: &HashSet
 mod tests {
     use super::*;
     use crate::csync::Generation;
-    use crate::model::{BodyRef, MailboxHead, MboxType, ModSeq, Record, SyncCrcs, Uid};
+    use crate::model::{BodyRef, MailboxHead, MboxType, MessageGuid, ModSeq, Record, SyncCrcs, Uid};
 
     fn update(change: impl FnOnce(&mut MailboxUpdate)) -> Option<String> {
         let guid = MessageGuid([1; 20]);
@@ -77,7 +72,7 @@ mod tests {
             create: true,
         };
         change(&mut update);
-        refuse(&update, &Dialect::of(Generation::V36), &HashSet::new())
+        refuse(&update, &Dialect::of(Generation::V36))
     }
 
     #[test]
@@ -93,7 +88,6 @@ mod tests {
         };
         check("above LAST_UID", |update| update.head.last_uid = Uid(0));
         check("above HIGHESTMODSEQ", |update| update.head.highestmodseq = ModSeq(1));
-        check("no message file", |update| update.bodies.clear());
         check("no GUID", |update| update.records[0].guid = MessageGuid::default());
         check("out of order", |update| update.records.push(update.records[0].clone()));
         check("no mailbox type j", |update| update.head.mbtype = MboxType("j".into()));

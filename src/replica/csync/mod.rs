@@ -3,8 +3,10 @@
 
 mod guard;
 mod session;
+mod sieve;
 mod steps;
 mod update;
+mod url;
 
 use crate::config::{Compress, ReplicaConfig, Secret};
 use crate::csync::command::{self, Untagged};
@@ -12,27 +14,23 @@ use crate::csync::dialect::generation_of;
 use crate::csync::sasl::Login;
 use crate::csync::transport::Transport;
 use crate::csync::{Dialect, Generation};
-use crate::model::{Capabilities, Partition, Replica, ReplicaError, ReplicaTarget};
-use session::{Greeting, Session};
-use std::collections::{BTreeMap, HashSet};
+use crate::model::{Capabilities, MboxName, Partition, Replica, ReplicaError, ReplicaTarget, UserId};
+use session::{Greeting, Session, There};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io;
-use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
+use url::Address;
 
 /// Longest wait while logging in.
 const GREETING: Duration = Duration::from_secs(15);
-
-enum Address {
-    Tcp { user: String, host: String, port: u16 },
-    Unix(PathBuf),
-}
 
 /// A `sync_server` to be reached.
 pub struct CsyncTarget {
     url: String,
     address: Address,
     password: Option<Secret>,
+    realm: Option<String>,
     compress: Compress,
     timeout: Duration,
     partitions: BTreeMap<Partition, Partition>,
@@ -46,53 +44,21 @@ struct Known {
     dialect: Option<(Dialect, bool)>,
     /// Partitions that exist over there.
     partitions: HashSet<Partition>,
+    /// Mailboxes as last seen or sent.
+    mailboxes: HashMap<MboxName, There>,
+    /// Users of whom every mailbox was seen: what is not in `mailboxes` did not exist then.
+    users: HashSet<UserId>,
 }
 
 fn fatal(text: impl Into<String>) -> ReplicaError {
     ReplicaError::Fatal(text.into())
 }
 
-fn unescape(text: &str) -> String {
-    let mut out = Vec::new();
-    let mut rest = text.as_bytes();
-    while let Some((&first, tail)) = rest.split_first() {
-        let hex = (first == b'%').then(|| tail.get(..2)).flatten();
-        match hex.and_then(|hex| u8::from_str_radix(std::str::from_utf8(hex).ok()?, 16).ok()) {
-            Some(byte) => {
-                out.push(byte);
-                rest = tail.get(2..).unwrap_or_default();
-            }
-            None => {
-                out.push(first);
-                rest = tail;
-            }
-        }
-    }
-    String::from_utf8_lossy(&out).into_owned()
-}
-
 impl CsyncTarget {
-    /// `csync://USER@HOST:PORT`.
-    pub(super) fn tcp(config: &ReplicaConfig, sieve_wish: bool) -> Result<Arc<dyn ReplicaTarget>, ReplicaError> {
-        let bad = || fatal(format!("{}: write csync://USER@HOST:PORT", config.url));
-        let rest = config.url.strip_prefix("csync://").ok_or_else(bad)?.trim_end_matches('/');
-        let (user, place) = rest.rsplit_once('@').ok_or_else(bad)?;
-        let (host, port) = match place.strip_prefix('[').and_then(|place| place.split_once(']')) {
-            Some((host, port)) => (host, port.strip_prefix(':')),
-            None => match place.split_once(':') {
-                Some((host, port)) => (host, Some(port)),
-                None => (place, None),
-            },
-        };
-        let port = port.map_or(Ok(2005), str::parse).map_err(|_| bad())?;
-        let address = Address::Tcp { user: unescape(user), host: host.to_owned(), port };
+    /// A target for `csync://` and `csync+unix://`.
+    pub(super) fn open(config: &ReplicaConfig, sieve_wish: bool) -> Result<Arc<dyn ReplicaTarget>, ReplicaError> {
+        let address = url::parse(&config.url).map_err(|fault| fatal(format!("{}: {fault}", config.url)))?;
         Ok(Arc::new(Self::new(config, address, sieve_wish)))
-    }
-
-    /// `csync+unix:///PATH`: whoever may connect is logged in.
-    pub(super) fn unix(config: &ReplicaConfig, sieve_wish: bool) -> Result<Arc<dyn ReplicaTarget>, ReplicaError> {
-        let path = config.url.strip_prefix("csync+unix://").unwrap_or_default();
-        Ok(Arc::new(Self::new(config, Address::Unix(path.into()), sieve_wish)))
     }
 
     fn new(config: &ReplicaConfig, address: Address, sieve_wish: bool) -> Self {
@@ -101,6 +67,7 @@ impl CsyncTarget {
             url: config.url.clone(),
             address,
             password: config.password.clone(),
+            realm: config.realm.clone(),
             compress: config.compress,
             timeout: config.timeout,
             partitions: config.partitions.iter().map(|(from, to)| (partition(from), partition(to))).collect(),
@@ -125,6 +92,7 @@ impl CsyncTarget {
             partitions: self.partitions.clone(),
             known: self.shared.clone(),
             staged: HashSet::new(),
+            sieve_mailboxes: false,
             dead: false,
         };
         session.transport.timeout(GREETING).map_err(|error| self.lost(&error))?;
@@ -135,17 +103,17 @@ impl CsyncTarget {
         let wanted = match self.compress {
             Compress::On => true,
             Compress::Off => false,
-            Compress::Auto => !session.transport.loopback && greeting.compress,
+            Compress::Auto => !session.transport.loopback,
         };
-        if wanted && session.line(b"COMPRESS DEFLATE\r\n").is_ok() {
+        // Asked only where it is offered: an older server answers BAD.
+        if wanted && greeting.compress && session.line(b"COMPRESS DEFLATE\r\n").is_ok() {
             session.transport.start_deflate();
         }
         session.transport.timeout(self.timeout).map_err(|error| self.lost(&error))?;
-        let generation = match generation_of(&greeting.banner) {
-            Some(generation) => generation,
-            None => session.find_generation(greeting.sieve_mailbox)?,
+        session.dialect = match generation_of(&greeting.banner) {
+            Some(generation) => Dialect::of(generation),
+            None => session.find_dialect(&greeting)?,
         };
-        session.dialect = Dialect::of(generation);
         // The first request that needs an admin: better now than with the first mailbox.
         session.request(&command::get_mailboxes(&[]))?;
         let mut sieve = false;
@@ -155,13 +123,20 @@ impl CsyncTarget {
                 |line| matches!(line, Untagged::Enabled(names) if names.iter().any(|name| name == "SIEVE-MAILBOX")),
             );
         }
-        self.shared.lock().unwrap_or_else(PoisonError::into_inner).dialect = Some((session.dialect, sieve));
+        session.sieve_mailboxes = sieve;
+        let mut known = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
+        known.dialect = Some((session.dialect, sieve));
+        // Whatever happened to the server since: nothing is taken for known.
+        known.partitions.clear();
+        known.mailboxes.clear();
+        known.users.clear();
+        drop(known);
         Ok(session)
     }
 
     fn login(&self, session: &mut Session, greeting: &Greeting, user: &str) -> Result<(), ReplicaError> {
         let password = self.password.as_ref().ok_or_else(|| fatal(format!("{}: no password is known", self.url)))?;
-        let mut login = Login::start(&greeting.mechanisms, user, password.expose())
+        let mut login = Login::start(&greeting.mechanisms, user, self.realm.as_deref(), password.expose())
             .map_err(|error| fatal(format!("{}: {error}", self.url)))?;
         let mut line = login.command().map_err(|error| fatal(error.to_string()))?;
         loop {
@@ -173,10 +148,14 @@ impl CsyncTarget {
             match answer.strip_prefix(b"+") {
                 Some(challenge) => line = login.answer(challenge).map_err(|error| fatal(error.to_string()))?,
                 None => {
+                    let text = String::from_utf8_lossy(&answer);
+                    // The server's own trouble, such as saslauthd being down, passes.
+                    if ["generic", "transient", "temporar"].iter().any(|word| text.contains(word)) {
+                        return Err(session.lost(format!("login: {text}")));
+                    }
                     return Err(fatal(format!(
                         "{} refuses the login of {user}: {}; check user, password and realm (sync_authname, sync_password)",
-                        self.url,
-                        String::from_utf8_lossy(&answer)
+                        self.url, text
                     )));
                 }
             }

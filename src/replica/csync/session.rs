@@ -5,16 +5,19 @@ use crate::csync::command::{self, Untagged};
 use crate::csync::transport::Transport;
 use crate::csync::{Dialect, Generation};
 use crate::model::{
-    AccountView, MailboxView, MboxName, MessageGuid, Partition, Replica, ReplicaError, SieveName, SieveScript, UniqueId,
+    AccountView, MailboxView, MboxName, MessageGuid, Partition, ReplicaError, SieveName, SieveScript, Uid, UniqueId,
 };
 use std::collections::{BTreeMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 /// What the server says first.
+#[derive(Default)]
 pub(super) struct Greeting {
     pub(super) mechanisms: Vec<String>,
     pub(super) compress: bool,
     pub(super) sieve_mailbox: bool,
+    pub(super) archive: bool,
     pub(super) banner: String,
 }
 
@@ -27,10 +30,29 @@ pub(super) struct Session {
     pub(super) known: Arc<Mutex<Known>>,
     /// Bodies the server holds for this session.
     pub(super) staged: HashSet<(Partition, MessageGuid)>,
+    /// Sieve scripts travel as mailboxes; else the server hides those.
+    pub(super) sieve_mailboxes: bool,
     pub(super) dead: bool,
 }
 
+/// A mailbox of the server, as far as it decides what may be sent.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct There {
+    pub(super) uniqueid: UniqueId,
+    /// The server's own name of it. Message files have to be staged here.
+    pub(super) partition: Partition,
+    /// Records above are new to it.
+    pub(super) last_uid: Uid,
+    /// A place holder without data.
+    pub(super) intermediate: bool,
+}
+
 impl Session {
+    /// Reads or changes what all sessions know of the server. Nothing that waits may happen inside.
+    pub(super) fn known<T>(&self, with: impl FnOnce(&mut Known) -> T) -> T {
+        with(&mut self.known.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
     pub(super) fn lost(&mut self, cause: impl ToString) -> ReplicaError {
         self.dead = true;
         ReplicaError::Lost { replica: self.url.clone(), cause: cause.to_string() }
@@ -40,7 +62,18 @@ impl Session {
         if self.dead {
             return Err(self.lost("it was given up after an earlier fault"));
         }
-        self.transport.send(bytes, last).map_err(|error| self.lost(error))
+        self.transport.send(bytes, last).map_err(|error| self.last_words(&error))
+    }
+
+    /// Writing failed: a dying server may have said why before it closed.
+    fn last_words(&mut self, error: &std::io::Error) -> ReplicaError {
+        let _ = self.transport.timeout(Duration::from_secs(1));
+        while let Ok(answer) = self.transport.answer() {
+            if !answer.starts_with(b"* ") || answer.starts_with(b"* Fatal") || answer.starts_with(b"* BYE") {
+                return self.lost(format!("{error}; it said: {}", String::from_utf8_lossy(&answer)));
+            }
+        }
+        self.lost(error)
     }
 
     pub(super) fn answer(&mut self) -> Result<Vec<u8>, ReplicaError> {
@@ -52,8 +85,7 @@ impl Session {
     }
 
     pub(super) fn greeting(&mut self) -> Result<Greeting, ReplicaError> {
-        let mut greeting =
-            Greeting { mechanisms: Vec::new(), compress: false, sieve_mailbox: false, banner: String::new() };
+        let mut greeting = Greeting::default();
         for _ in 0..100 {
             let line = String::from_utf8_lossy(&self.answer()?).into_owned();
             let mut words = line.split_ascii_whitespace();
@@ -67,6 +99,7 @@ impl Session {
                 Some("SASL") => greeting.mechanisms = words.map(str::to_owned).collect(),
                 Some("COMPRESS") => greeting.compress = words.any(|word| word.eq_ignore_ascii_case("DEFLATE")),
                 Some("SIEVE-MAILBOX") => greeting.sieve_mailbox = true,
+                Some("REPLICATION-ARCHIVE") => greeting.archive = true,
                 Some("OK") if line.contains("sync server") => {
                     if line.contains("sync server v2.3") {
                         return Err(fatal(format!(
@@ -127,25 +160,35 @@ impl Session {
                 "{}: permission denied; the user must be one of the replica's admins (imapd.conf there)",
                 self.url
             )),
-            // After a framing error neither side knows where the next request begins.
-            _ if text.starts_with("BAD") => self.lost(text),
+            // The words of 2.4 and 2.5.
+            _ if text.contains("Mailbox has been moved") => ReplicaError::Moved(text),
+            _ if text.contains("Mailbox does not exist") => ReplicaError::NoSuchMailbox(text),
+            _ if text.contains("Mailbox is locked") => ReplicaError::Locked(text),
+            // Before 3.6 a server skips to the next line end only, and takes the rest of a file for commands.
+            _ if text.contains("Failed to parse") && self.dialect.generation < Generation::V36 => self.lost(text),
             _ => ReplicaError::Refused(text),
         }
     }
 
-    /// Read-only probes, where the banner names no version.
-    pub(super) fn find_generation(&mut self, sieve_mailbox: bool) -> Result<Generation, ReplicaError> {
-        if sieve_mailbox {
-            return Ok(Generation::V36);
+    /// By what is offered and by read-only probes, where the banner names no version.
+    pub(super) fn find_dialect(&mut self, greeting: &Greeting) -> Result<Dialect, ReplicaError> {
+        if greeting.archive {
+            return Ok(Dialect::of(Generation::V38));
         }
-        if self.request(b"GET UNIQUEIDS (spooltap)\r\n").is_ok() {
-            return Ok(Generation::V32);
+        if greeting.sieve_mailbox {
+            return Ok(Dialect::of(Generation::V36));
         }
-        if self.request(b"GET meta spooltap\r\n").is_ok() {
-            return Ok(Generation::V30);
+        for (probe, generation) in
+            [(&b"GET UNIQUEIDS (spooltap)\r\n"[..], Generation::V32), (b"GET meta spooltap\r\n", Generation::V30)]
+        {
+            match self.line(probe) {
+                Ok(()) | Err(ReplicaError::NoSuchMailbox(_)) => return Ok(Dialect::of(generation)),
+                Err(ReplicaError::Refused(_)) => {}
+                Err(error) => return Err(error),
+            }
         }
-        // The two differ in what a mailbox line says; without one, the older is the safe guess.
-        Ok(Generation::V25)
+        // 2.5 or 2.4. The newer one's fields do the older one no harm, but it dies of one command.
+        Ok(Dialect { unannotation: false, ..Dialect::of(Generation::V25) })
     }
 
     pub(super) fn partition(&self, partition: &Partition) -> Partition {
@@ -158,14 +201,48 @@ impl Session {
         mapped.map_or(partition, |(here, _)| here).clone()
     }
 
-    pub(super) fn learn(&self, view: &mut MailboxView) {
-        if !view.head.partition.is_empty() {
-            let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-            known.partitions.insert(view.head.partition.clone());
-        }
-        view.head.partition = self.source_partition(&view.head.partition);
+    fn learn(&mut self, view: &mut MailboxView) {
+        let head = &mut view.head;
+        let there = There {
+            uniqueid: head.uniqueid.clone(),
+            partition: head.partition.clone(),
+            last_uid: head.last_uid,
+            intermediate: head.mbtype.is_intermediate(),
+        };
+        self.known(|known| {
+            if !head.partition.is_empty() {
+                known.partitions.insert(head.partition.clone());
+            }
+            known.mailboxes.insert(head.name.clone(), there);
+        });
+        head.partition = self.source_partition(&head.partition);
     }
 
+    /// A mailbox of that name would be among the known ones.
+    pub(super) fn knows_all_of(&self, name: &MboxName) -> bool {
+        name.owner().is_some_and(|user| self.known(|known| known.users.contains(&user)))
+    }
+
+    /// What the server has under this name right now.
+    pub(super) fn look(&mut self, name: &MboxName) -> Result<Option<There>, ReplicaError> {
+        self.look_at(std::slice::from_ref(name))?;
+        Ok(self.known(|known| known.mailboxes.get(name).cloned()))
+    }
+
+    /// What the server has under these names right now.
+    pub(super) fn look_at(&mut self, names: &[MboxName]) -> Result<Vec<MailboxView>, ReplicaError> {
+        let mut out = Vec::new();
+        for chunk in names.chunks(1000) {
+            let views = self.account(&command::get_mailboxes(chunk))?.mailboxes;
+            let there: HashSet<&MboxName> = views.iter().map(|view| &view.head.name).collect();
+            let gone = chunk.iter().filter(|name| !there.contains(name));
+            self.known(|known| gone.for_each(|name| drop(known.mailboxes.remove(name))));
+            out.extend(views);
+        }
+        Ok(out)
+    }
+
+    /// One request for views, and all that was said.
     pub(super) fn account(&mut self, request: &[u8]) -> Result<AccountView, ReplicaError> {
         let lines = match self.request(request) {
             Err(ReplicaError::NoSuchMailbox(_)) => return Ok(AccountView::default()),
@@ -195,17 +272,5 @@ impl Session {
             }
         }
         Ok(account)
-    }
-
-    /// The uniqueid under a name must be this one.
-    pub(super) fn require(&mut self, name: &MboxName, uniqueid: &UniqueId) -> Result<(), ReplicaError> {
-        let views = self.view_mailboxes(std::slice::from_ref(name))?;
-        match views.iter().find(|view| view.head.name == *name) {
-            None => Err(ReplicaError::NoSuchMailbox(name.to_string())),
-            Some(view) if view.head.uniqueid != *uniqueid => {
-                Err(ReplicaError::Moved(format!("{name} has uniqueid {} there, not {uniqueid}", view.head.uniqueid)))
-            }
-            Some(_) => Ok(()),
-        }
     }
 }

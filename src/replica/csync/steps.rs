@@ -1,59 +1,113 @@
 //! Every step of the seam, and everything that can be asked.
 
-use super::session::Session;
-use crate::csync::command::{self, Untagged};
+use super::session::{Session, There};
+use super::update::no_partition;
+use crate::csync::command;
 use crate::model::{
-    AccountView, Annotation, BodySource, MailboxView, MboxName, QuotaLimits, QuotaRoot, Replica, ReplicaError,
-    SieveName, Step, UserId,
+    AccountView, Annotation, BodySource, MailboxView, MboxName, Partition, QuotaLimits, QuotaRoot, Replica,
+    ReplicaError, Step, Uid, UniqueId, UserId,
 };
 use std::time::Duration;
 
 impl Session {
-    fn sieve_put(
+    /// Renames or moves one mailbox.
+    fn rename(
         &mut self,
-        user: &UserId,
-        name: &SieveName,
-        last_update: i64,
-        content: &[u8],
+        uniqueid: &UniqueId,
+        from: &MboxName,
+        to: &MboxName,
+        partition: &Partition,
+        uidvalidity: u32,
     ) -> Result<(), ReplicaError> {
-        if self.dialect.sieve_replace {
-            let meta = self.account(&command::get("META", user.as_bytes()))?.meta;
-            if meta.sieve.contains_key(name) {
-                self.sieve_remove(user, name)?;
-            }
+        let partition = self.partition(partition);
+        self.look_at(&[from.clone(), to.clone()])?;
+        let (old, new) = self.known(|known| (known.mailboxes.get(from).cloned(), known.mailboxes.get(to).cloned()));
+        if let Some(there) = &new
+            && there.uniqueid == *uniqueid
+            && (there.partition == partition || partition.is_empty() || there.intermediate)
+        {
+            // Said before, and the answer was lost; or two partitions of the source are one there.
+            return Ok(());
         }
-        self.line(&command::sieve(user, name, last_update, content))
+        match old {
+            None => return Err(ReplicaError::NoSuchMailbox(from.to_string())),
+            Some(there) if there.uniqueid != *uniqueid => return Err(other_id(from, &there, uniqueid)),
+            Some(_) => {}
+        }
+        if let Some(there) = new.filter(|there| from != to && !there.intermediate) {
+            return Err(other_id(to, &there, uniqueid));
+        }
+        self.known(|known| known.mailboxes.remove(from));
+        self.known(|known| known.mailboxes.remove(to));
+        let known_partition = self.known(|known| known.partitions.contains(&partition));
+        match self.line(&command::rename(from, to, &partition, uidvalidity)) {
+            Err(ReplicaError::Refused(text)) if !known_partition => {
+                Err(ReplicaError::Refused(format!("{from} to {to}: {text}; {}", no_partition(&partition))))
+            }
+            Err(ReplicaError::Refused(text)) => Err(ReplicaError::Refused(format!("{from} to {to}: {text}"))),
+            other => other,
+        }
     }
 
-    fn sieve_remove(&mut self, user: &UserId, name: &SieveName) -> Result<(), ReplicaError> {
-        let file = [name.as_bytes(), b".script"].concat();
-        let fields: [(&str, &[u8]); 2] = [("USERID", user.as_bytes()), ("FILENAME", &file)];
-        match self.line(&command::apply_fields("UNSIEVE", &fields)) {
-            // 3.6 says so of a script it does not have.
-            Err(ReplicaError::Refused(text)) if text.contains("Unknown error") => {
-                let meta = self.account(&command::get("META", user.as_bytes()))?.meta;
-                if meta.sieve.contains_key(name) { Err(ReplicaError::Refused(text)) } else { Ok(()) }
+    fn remove(&mut self, uniqueid: &UniqueId, name: &MboxName) -> Result<(), ReplicaError> {
+        match self.look(name)? {
+            None => return Err(ReplicaError::NoSuchMailbox(name.to_string())),
+            Some(there) if there.uniqueid != *uniqueid => return Err(other_id(name, &there, uniqueid)),
+            Some(_) => {}
+        }
+        self.known(|known| known.mailboxes.remove(name));
+        self.line(&command::apply("UNMAILBOX", name.as_bytes()))?;
+        match name.owner().filter(|_| name.is_inbox()) {
+            Some(user) => self.drop_empty_sieve(&user),
+            None => Ok(()),
+        }
+    }
+
+    fn expunge(&mut self, uniqueid: &UniqueId, name: &MboxName, uids: &[Uid]) -> Result<(), ReplicaError> {
+        if uids.is_empty() {
+            return Ok(());
+        }
+        match self.line(&command::expunge(name, uniqueid, uids)) {
+            // 3.6 says so when it has none of them.
+            Err(ReplicaError::Refused(text)) => {
+                let full = self.view_full(name)?.ok_or_else(|| ReplicaError::NoSuchMailbox(name.to_string()))?;
+                let live =
+                    full.records.iter().flatten().any(|record| !record.is_expunged() && uids.contains(&record.uid));
+                if live { Err(ReplicaError::Refused(format!("{name}: {text}"))) } else { Ok(()) }
             }
             other => other,
         }
     }
 }
 
+fn other_id(name: &MboxName, there: &There, uniqueid: &UniqueId) -> ReplicaError {
+    ReplicaError::Moved(format!("{name} has uniqueid {} there, not {uniqueid}", there.uniqueid))
+}
+
 impl Replica for Session {
     fn view_user(&mut self, user: &UserId) -> Result<AccountView, ReplicaError> {
-        self.account(&command::get("USER", user.as_bytes()))
+        self.known(|known| known.mailboxes.retain(|name, _| name.owner().as_ref() != Some(user)));
+        let mut account = self.account(&command::get("USER", user.as_bytes()))?;
+        if account.mailboxes.iter().all(|view| view.head.mbtype.is_intermediate()) {
+            // 3.4 and later leave the rest out for a user without a mailbox.
+            account.meta = self.account(&command::get("META", user.as_bytes()))?.meta;
+        }
+        self.known(|known| known.users.insert(user.clone()));
+        self.complete_sieve(user, &mut account.meta)?;
+        self.annotations_apart(&mut account.mailboxes)?;
+        Ok(account)
     }
 
     fn view_mailboxes(&mut self, names: &[MboxName]) -> Result<Vec<MailboxView>, ReplicaError> {
-        let mut out = Vec::new();
-        for chunk in names.chunks(1000) {
-            out.extend(self.account(&command::get_mailboxes(chunk))?.mailboxes);
-        }
-        Ok(out)
+        let mut views = self.look_at(names)?;
+        self.annotations_apart(&mut views)?;
+        Ok(views)
     }
 
     fn view_full(&mut self, name: &MboxName) -> Result<Option<MailboxView>, ReplicaError> {
-        Ok(self.account(&command::get("FULLMAILBOX", name.as_bytes()))?.mailboxes.pop())
+        let mut views = self.account(&command::get("FULLMAILBOX", name.as_bytes()))?.mailboxes;
+        self.annotations_apart(&mut views)?;
+        Ok(views.pop())
     }
 
     fn view_quota(&mut self, root: &QuotaRoot) -> Result<Option<QuotaLimits>, ReplicaError> {
@@ -65,31 +119,17 @@ impl Replica for Session {
     }
 
     fn view_server_annotations(&mut self) -> Result<Vec<Annotation>, ReplicaError> {
-        let lines = self.request(&command::get("ANNOTATION", b""))?;
-        let mut out: Vec<Annotation> = lines
-            .into_iter()
-            .filter_map(|line| match line {
-                Untagged::Annotation(annotation) => Some(annotation),
-                _ => None,
-            })
-            .collect();
-        out.sort_by(|a, b| a.content().cmp(&b.content()));
-        Ok(out)
+        self.view_annotations(b"")
     }
 
     fn apply(&mut self, step: &Step, bodies: &dyn BodySource) -> Result<(), ReplicaError> {
         match step {
             Step::Mailbox(update) => self.mailbox(update, bodies),
             Step::Rename { uniqueid, from, to, partition, uidvalidity } => {
-                self.require(from, uniqueid)?;
-                let partition = self.partition(partition);
-                self.line(&command::rename(from, to, &partition, *uidvalidity))
+                self.rename(uniqueid, from, to, partition, *uidvalidity)
             }
-            Step::Remove { uniqueid, name } => {
-                self.require(name, uniqueid)?;
-                self.line(&command::apply("UNMAILBOX", name.as_bytes()))
-            }
-            Step::Expunge { uniqueid, name, uids } => self.line(&command::expunge(name, uniqueid, uids)),
+            Step::Remove { uniqueid, name } => self.remove(uniqueid, name),
+            Step::Expunge { uniqueid, name, uids } => self.expunge(uniqueid, name, uids),
             Step::Subscribe { user, name } => {
                 let fields: [(&str, &[u8]); 2] = [("USERID", user.as_bytes()), ("MBOXNAME", name.as_bytes())];
                 self.line(&command::apply_fields("SUB", &fields))
@@ -117,14 +157,8 @@ impl Replica for Session {
             }
             Step::SievePut { user, name, last_update, content } => self.sieve_put(user, name, *last_update, content),
             Step::SieveRemove { user, name } => self.sieve_remove(user, name),
-            Step::SieveActivate { user, name } => {
-                let file = [name.as_bytes(), b".bc"].concat();
-                let fields: [(&str, &[u8]); 2] = [("USERID", user.as_bytes()), ("FILENAME", &file)];
-                self.line(&command::apply_fields("ACTIVATE_SIEVE", &fields))
-            }
-            Step::SieveDeactivate { user } => {
-                self.line(&command::apply_fields("UNACTIVATE_SIEVE", &[("USERID", user.as_bytes())]))
-            }
+            Step::SieveActivate { user, name } => self.sieve_activate(user, name),
+            Step::SieveDeactivate { user } => self.sieve_deactivate(user),
         }
     }
 

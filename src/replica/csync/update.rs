@@ -1,16 +1,15 @@
 //! One mailbox: its message files first, checked against their GUIDs, then the mailbox itself.
 
 use super::guard;
-use super::session::Session;
+use super::session::{Session, There};
 use crate::csync::command::{self, Untagged};
 use crate::model::{
-    Annotation, BodyRef, BodySource, Disposition, MailboxUpdate, MessageGuid, ModSeq, Partition, Replica, ReplicaError,
-    StoreError, Uid,
+    Annotation, BodyRef, BodySource, Disposition, MailboxUpdate, MailboxView, MessageGuid, ModSeq, Partition, Record,
+    Replica, ReplicaError, StoreError, Uid,
 };
 use sha1::{Digest, Sha1};
 use std::collections::HashSet;
 use std::io::Read;
-use std::sync::PoisonError;
 
 /// Messages and bytes in one MESSAGE request.
 const BATCH_MESSAGES: usize = 1024;
@@ -24,65 +23,130 @@ const STAGED_MOST: usize = 4096;
 impl Session {
     /// Brings one mailbox there.
     pub(super) fn mailbox(&mut self, update: &MailboxUpdate, bodies: &dyn BodySource) -> Result<(), ReplicaError> {
+        let name = &update.head.name;
         let partition = self.partition(&update.head.partition);
-        let staged: HashSet<MessageGuid> =
-            self.staged.iter().filter(|(place, _)| *place == partition).map(|(_, guid)| *guid).collect();
-        if let Some(reason) = guard::refuse(update, &self.dialect, &staged) {
+        if let Some(reason) = guard::refuse(update, &self.dialect) {
             return Err(ReplicaError::Refused(reason));
         }
-        if !update.bodies.is_empty() {
-            self.require_partition(update, &partition)?;
-            self.upload(update, &partition, bodies)?;
+        if !update.head.mbtype.is_intermediate() {
+            self.prepare(update, &partition, bodies)?;
         }
-        let request = command::mailbox(update, &partition, &self.dialect);
-        match self.line(&request) {
-            Err(ReplicaError::Refused(text)) if update.create && text.contains("Unknown/invalid partition") => {
-                Err(ReplicaError::Refused(no_partition(&partition)))
-            }
+        let known = self.known(|known| known.mailboxes.remove(name));
+        match self.line(&command::mailbox(update, &partition, &self.dialect)) {
+            Err(ReplicaError::Refused(text)) if known.is_none() => Err(ReplicaError::Refused(format!(
+                "{name}: {text}; where it is new there, its parent or partition {partition} may be missing"
+            ))),
+            Err(ReplicaError::Refused(text)) => Err(ReplicaError::Refused(format!("{name}: {text}"))),
             other => other,
         }?;
-        if !update.head.mbtype.is_intermediate() {
-            let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-            known.partitions.insert(partition.clone());
+        if update.head.mbtype.is_intermediate() {
+            return Ok(());
         }
+        self.known(|known| known.partitions.insert(partition.clone()));
+        let there = There {
+            uniqueid: update.head.uniqueid.clone(),
+            partition,
+            last_uid: update.head.last_uid,
+            intermediate: false,
+        };
+        self.known(|known| known.mailboxes.insert(name.clone(), there));
         if !self.dialect.annotations_inside {
             self.annotations_outside(update)?;
         }
-        if self.staged.len() > STAGED_MOST {
+        if self.staged.len() >= STAGED_MOST {
             self.restart()?;
         }
         Ok(())
     }
 
+    /// Uploads what the update needs, once it is certain that the server survives both.
+    fn prepare(
+        &mut self,
+        update: &MailboxUpdate,
+        partition: &Partition,
+        bodies: &dyn BodySource,
+    ) -> Result<(), ReplicaError> {
+        let name = &update.head.name;
+        let with_body: HashSet<MessageGuid> = update.bodies.iter().map(|body| body.guid).collect();
+        let bare = |session: &Self, record: &Record| {
+            !record.is_expunged()
+                && !with_body.contains(&record.guid)
+                && !session.staged.contains(&(partition.clone(), record.guid))
+        };
+        let highest_bare = update.records.iter().filter(|record| bare(self, record)).map(|record| record.uid).max();
+        if update.bodies.is_empty() && highest_bare.is_none() {
+            return Ok(());
+        }
+        let mut there = self.known(|known| known.mailboxes.get(name).cloned());
+        let fits = |there: &There| {
+            there.uniqueid == update.head.uniqueid
+                && there.partition == *partition
+                && highest_bare.is_none_or(|uid| uid <= there.last_uid)
+        };
+        let sure = match &there {
+            Some(there) => fits(there),
+            None => highest_bare.is_none() && self.knows_all_of(name),
+        };
+        if !sure {
+            there = self.look(name)?;
+        }
+        let there = there.filter(|there| there.uniqueid == update.head.uniqueid && !there.intermediate);
+        // A record that is new there and has no message file makes the server abort.
+        let last_uid = there.as_ref().map_or(Uid(0), |there| there.last_uid);
+        if let Some(uid) = highest_bare.filter(|uid| *uid > last_uid) {
+            return Err(match update.create || there.is_some() {
+                true => ReplicaError::Refused(format!(
+                    "{name}: UID {} is new to the replica and no message file goes with it; restore the file at the \
+                     source or run reconstruct there",
+                    uid.0
+                )),
+                // The caller took the mailbox for known.
+                false => ReplicaError::NoSuchMailbox(name.to_string()),
+            });
+        }
+        if update.bodies.is_empty() {
+            return Ok(());
+        }
+        match there {
+            // Files staged on another partition are not found, and the server aborts.
+            Some(there) if there.partition != *partition => {
+                return Err(ReplicaError::Changed(format!("{name} is on partition {} there", there.partition)));
+            }
+            Some(_) => {}
+            None => self.require_partition(update, partition)?,
+        }
+        self.upload(update, partition, bodies)
+    }
+
     /// A file value that names an unknown partition kills a 3.x server, an empty mailbox on it is only refused. So the
     /// first mailbox on a partition nobody has seen yet is made empty first.
     fn require_partition(&mut self, update: &MailboxUpdate, partition: &Partition) -> Result<(), ReplicaError> {
-        if self.known.lock().unwrap_or_else(PoisonError::into_inner).partitions.contains(partition) {
+        if self.known(|known| known.partitions.contains(partition)) {
             return Ok(());
         }
-        if update.create {
-            let mut probe = update.clone();
-            probe.head.last_uid = Uid(0);
-            probe.head.recentuid = Uid(0);
-            probe.head.highestmodseq = ModSeq(1);
-            probe.crcs = Default::default();
-            probe.since = None;
-            (probe.records, probe.bodies, probe.annotations) = (Vec::new(), Vec::new(), Vec::new());
-            match self.line(&command::mailbox(&probe, partition, &self.dialect)) {
-                // It is there already, with content: then its partition is asked for below.
-                Ok(()) | Err(ReplicaError::Changed(_)) => {}
-                Err(ReplicaError::Refused(text)) => {
-                    return Err(ReplicaError::Refused(format!("{text}; {}", no_partition(partition))));
-                }
-                Err(error) => return Err(error),
+        let mut probe = update.clone();
+        probe.head.last_uid = Uid(0);
+        probe.head.recentuid = Uid(0);
+        probe.head.highestmodseq = ModSeq(1).min(probe.head.highestmodseq);
+        probe.crcs = Default::default();
+        probe.since = None;
+        (probe.records, probe.bodies, probe.annotations) = (Vec::new(), Vec::new(), Vec::new());
+        match self.line(&command::mailbox(&probe, partition, &self.dialect)) {
+            // It is there after all: then its partition is looked at below.
+            Ok(()) | Err(ReplicaError::Changed(_)) => {}
+            Err(ReplicaError::Refused(text)) => {
+                let name = &update.head.name;
+                return Err(ReplicaError::Refused(format!("{name}: {text}; {}", no_partition(partition))));
             }
+            Err(error) => return Err(error),
         }
-        let views = self.view_mailboxes(std::slice::from_ref(&update.head.name))?;
-        let there = views.first().map(|view| self.partition(&view.head.partition));
-        if there.as_ref() == Some(partition) {
-            return Ok(());
+        match self.look(&update.head.name)? {
+            Some(there) if there.partition == *partition => Ok(()),
+            Some(there) => {
+                Err(ReplicaError::Changed(format!("{} is on partition {} there", update.head.name, there.partition)))
+            }
+            None => Err(ReplicaError::Changed(format!("{} has vanished there", update.head.name))),
         }
-        Err(ReplicaError::Refused(no_partition(partition)))
     }
 
     fn upload(
@@ -165,17 +229,32 @@ impl Session {
         Ok(())
     }
 
-    /// 2.4 keeps mailbox annotations apart from the mailbox.
+    /// Annotations of one mailbox, or of the server, sorted.
+    pub(super) fn view_annotations(&mut self, name: &[u8]) -> Result<Vec<Annotation>, ReplicaError> {
+        let lines = self.request(&command::get("ANNOTATION", name))?;
+        let only = |line| match line {
+            Untagged::Annotation(annotation) => Some(annotation),
+            _ => None,
+        };
+        let mut out: Vec<Annotation> = lines.into_iter().filter_map(only).collect();
+        out.sort_by(|a, b| a.content().cmp(&b.content()));
+        Ok(out)
+    }
+
+    /// 2.4 tells mailbox annotations apart from the mailbox.
+    pub(super) fn annotations_apart(&mut self, views: &mut [MailboxView]) -> Result<(), ReplicaError> {
+        if !self.dialect.annotations_inside {
+            for view in views {
+                view.annotations = self.view_annotations(view.head.name.as_bytes())?;
+            }
+        }
+        Ok(())
+    }
+
+    /// 2.4 takes mailbox annotations apart from the mailbox. It cannot be told to remove one: that would kill it.
     fn annotations_outside(&mut self, update: &MailboxUpdate) -> Result<(), ReplicaError> {
         let name = update.head.name.as_bytes();
-        let lines = self.request(&command::get("ANNOTATION", name))?;
-        let there: Vec<Annotation> = lines
-            .into_iter()
-            .filter_map(|line| match line {
-                Untagged::Annotation(annotation) => Some(annotation),
-                _ => None,
-            })
-            .collect();
+        let there = self.view_annotations(name)?;
         for annotation in &update.annotations {
             if !there.iter().any(|other| other.content() == annotation.content()) {
                 self.annotation(name, annotation)?;
@@ -197,7 +276,7 @@ impl Session {
     }
 }
 
-fn no_partition(partition: &Partition) -> String {
+pub(super) fn no_partition(partition: &Partition) -> String {
     format!(
         "the replica has no partition {partition}: add partition-{partition} to its imapd.conf, \
          or map it with [partition] in spooltap's configuration"
