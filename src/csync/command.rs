@@ -136,10 +136,10 @@ pub fn file_head(partition: &Partition, guid: &MessageGuid, size: u64) -> Vec<u8
 }
 
 /// `APPLY QUOTA`.
-pub fn quota(root: &QuotaRoot, limits: &QuotaLimits) -> Vec<u8> {
+pub fn quota(root: &QuotaRoot, limits: &QuotaLimits, dialect: &Dialect) -> Vec<u8> {
     let mut request = Request::new("APPLY QUOTA %(");
     request.field("ROOT", root.as_bytes());
-    let storage = limits.limits.get(&QuotaResource::Storage).copied().unwrap_or(u64::from(u32::MAX));
+    let storage = limits.limits.get(&QuotaResource::Storage).copied().unwrap_or(dialect.unlimited);
     request.count("LIMIT", storage);
     for (resource, name) in RESOURCES {
         if let Some(limit) = limits.limits.get(&resource) {
@@ -584,8 +584,12 @@ mod tests {
         );
         let mut limits = QuotaLimits { modseq: 8, ..QuotaLimits::default() };
         limits.limits.insert(QuotaResource::Storage, 100_000);
+        // As 2.4.22 and 3.6.1 say it.
+        let none = |generation| text(quota(&"user.u1".into(), &QuotaLimits::default(), &Dialect::of(generation)));
+        assert_eq!(none(Generation::V24), "APPLY QUOTA %(ROOT user.u1 LIMIT 18446744073709551615)\r\n");
+        assert_eq!(none(Generation::V36), "APPLY QUOTA %(ROOT user.u1 LIMIT 4294967295)\r\n");
         assert_eq!(
-            text(quota(&"user.alice".into(), &limits)),
+            text(quota(&"user.alice".into(), &limits, &Dialect::of(Generation::V36))),
             "APPLY QUOTA %(ROOT user.alice LIMIT 100000 STORAGE 100000 MODSEQ 8)\r\n"
         );
     }

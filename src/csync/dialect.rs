@@ -27,6 +27,8 @@ pub struct Dialect {
     pub intermediates: bool,
     /// Updating an existing script may store an empty one: remove it first (3.6.0 to 3.6.5, 3.8.0 to 3.8.3).
     pub sieve_replace: bool,
+    /// How it spells the LIMIT of a quota root without one.
+    pub unlimited: u64,
     /// UNANNOTATION kills the server process.
     pub unannotation: bool,
     /// Type letters this generation knows; from 3.6 on an unknown one kills the process.
@@ -42,6 +44,7 @@ const fn row(generation: Generation) -> Dialect {
         savedate: true,
         intermediates: true,
         sieve_replace: false,
+        unlimited: u32::MAX as u64,
         unannotation: true,
         mbtypes: "acbspfinrmzd",
     }
@@ -54,6 +57,7 @@ const ROWS: [Dialect; 8] = [
         since: false,
         savedate: false,
         intermediates: false,
+        unlimited: u64::MAX,
         unannotation: false,
         mbtypes: "",
         ..row(Generation::V24)

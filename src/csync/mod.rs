@@ -18,4 +18,7 @@ pub mod dialect;
 pub mod sasl;
 pub mod transport;
 
+#[cfg(test)]
+mod recorded;
+
 pub use dialect::{Dialect, Generation};

@@ -5,6 +5,8 @@ mod guard;
 mod session;
 mod sieve;
 mod steps;
+#[cfg(test)]
+mod tests;
 mod update;
 mod url;
 

@@ -139,7 +139,7 @@ impl Replica for Session {
                 self.line(&command::apply_fields("UNSUB", &fields))
             }
             Step::Seen { user, uniqueid, seen } => self.line(&command::seen(user, uniqueid, seen)),
-            Step::Quota { root, limits } => self.line(&command::quota(root, limits)),
+            Step::Quota { root, limits } => self.line(&command::quota(root, limits, &self.dialect)),
             Step::Unquota { root } => match self.line(&command::apply("UNQUOTA", root.as_bytes())) {
                 Err(ReplicaError::Refused(_)) if self.view_quota(root)?.is_none() => Ok(()),
                 other => other,
