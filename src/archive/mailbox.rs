@@ -130,8 +130,11 @@ impl Mailbox {
         changed.extend(given);
         changed.sort_by_key(|record| record.uid);
         let crcs = self.crcs_with(&changed, &table.names);
-        let same = |promised: u32, computed: u32| promised == 0 || computed == 0 || promised == computed;
-        if !same(update.crcs.basic, crcs.basic) || !same(update.crcs.annot, crcs.annot) {
+        // A half-way state of a long transfer promises nothing, neither one nor the other. No live mail at all is a
+        // basic checksum of 0, but not that of annotations.
+        let promised = update.crcs;
+        let promises = promised != SyncCrcs::default();
+        if promises && (promised.basic != crcs.basic || promised.annot != 0 && promised.annot != crcs.annot) {
             return Err(Refusal::Changed(format!(
                 "{} would have the checksums {} {}, the update promises {} {}",
                 update.head.name, crcs.basic, crcs.annot, update.crcs.basic, update.crcs.annot

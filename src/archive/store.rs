@@ -59,6 +59,8 @@ impl ArchiveStore {
         let id = archive
             .id()?
             .ok_or_else(|| StoreError::new(Disposition::Stop, format!("there is no archive at {}", archive.name())))?;
+        // What is read once need not be remembered, nor does it push out what a writer remembers.
+        let archive = Archive { cache: Arc::default(), ..archive };
         Ok(Self { archive, id, listing: Remembered(Mutex::default()), server: Remembered(Mutex::default()) })
     }
 

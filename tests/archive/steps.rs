@@ -27,6 +27,7 @@ fn nothing_is_published_that_does_not_fit() {
     let bodies = &inbox.bodies;
     apply(&|update| update.crcs.basic ^= 1, bodies, "Changed(");
     apply(&|update| update.crcs.annot ^= 1, bodies, "Changed(");
+    apply(&|update| update.crcs.basic = 0, bodies, "Changed(");
     apply(&|update| update.since.as_mut().unwrap().modseq.0 += 1, bodies, "Changed(");
     apply(&|update| update.since.as_mut().unwrap().crcs.annot ^= 1, bodies, "Changed(");
     apply(&|update| update.bodies.clear(), bodies, "Changed(\"the body");
