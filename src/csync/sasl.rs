@@ -23,18 +23,14 @@ pub struct Login {
 }
 
 impl Login {
-    /// Chooses a mechanism. `offered` are names as the server printed them. PLAIN and LOGIN know no realm: it is
-    /// appended to a user that has none.
-    pub fn start(offered: &[String], user: &str, realm: Option<&str>, password: &str) -> Result<Self, SaslError> {
+    /// Chooses a mechanism. `offered` are names as the server printed them. There is no realm: PLAIN and LOGIN know none,
+    /// and Cyrus's own client leaves `sync_realm` out of them. Who needs one writes `user@realm`.
+    pub fn start(offered: &[String], user: &str, password: &str) -> Result<Self, SaslError> {
         let none = || SaslError::NoMechanism {
             offered: if offered.is_empty() { "no mechanism".into() } else { offered.join(" ") },
         };
         let names: Vec<&Mechname> = offered.iter().filter_map(|name| Mechname::parse(name.as_bytes()).ok()).collect();
-        let user = match realm.filter(|realm| !realm.is_empty() && !user.contains('@')) {
-            Some(realm) => format!("{user}@{realm}"),
-            None => user.to_owned(),
-        };
-        let config = SASLConfig::with_credentials(None, user, password.to_owned()).map_err(|_| none())?;
+        let config = SASLConfig::with_credentials(None, user.to_owned(), password.to_owned()).map_err(|_| none())?;
         let session = SASLClient::new(config).start_suggested(&names).map_err(|_| none())?;
         let mechanism = session.get_mechname().as_str().to_owned();
         Ok(Self { session, mechanism, finished: false })
@@ -77,32 +73,21 @@ mod tests {
 
     #[test]
     fn plain_as_a_real_client_sends_it() {
-        let mut login = Login::start(&["DIGEST-MD5".into(), "PLAIN".into()], "repl", None, "secret").expect("starts");
+        let mut login = Login::start(&["DIGEST-MD5".into(), "PLAIN".into()], "repl", "secret").expect("starts");
         assert_eq!(login.command().expect("first"), "AUTHENTICATE PLAIN AHJlcGwAc2VjcmV0\r\n");
     }
 
     #[test]
     fn login_answers_two_questions() {
-        let mut login = Login::start(&["LOGIN".into()], "repl", None, "secret").expect("starts");
+        let mut login = Login::start(&["LOGIN".into()], "repl", "secret").expect("starts");
         assert_eq!(login.command().expect("first"), "AUTHENTICATE LOGIN\r\n");
         assert_eq!(login.answer(b"VXNlcm5hbWU6").expect("name"), "cmVwbA==\r\n");
         assert_eq!(login.answer(b"UGFzc3dvcmQ6").expect("password"), "c2VjcmV0\r\n");
     }
 
     #[test]
-    fn a_realm_is_part_of_the_user() {
-        let first = |user: &str| {
-            let mut login = Login::start(&["PLAIN".into()], user, Some("r.test"), "pw").expect("starts");
-            let line = login.command().expect("first");
-            STANDARD.decode(line.trim_end().rsplit(' ').next().unwrap_or_default()).expect("base64")
-        };
-        assert_eq!(first("repl"), b"\0repl@r.test\0pw");
-        assert_eq!(first("repl@x"), b"\0repl@x\0pw");
-    }
-
-    #[test]
     fn without_a_common_mechanism_the_cure_is_named() {
-        let error = Login::start(&["GSSAPI".into()], "a", None, "b").err().expect("fails").to_string();
+        let error = Login::start(&["GSSAPI".into()], "a", "b").err().expect("fails").to_string();
         assert!(error.contains("GSSAPI") && error.contains("allowplaintext"), "{error}");
     }
 }

@@ -32,7 +32,6 @@ pub struct CsyncTarget {
     url: String,
     address: Address,
     password: Option<Secret>,
-    realm: Option<String>,
     compress: Compress,
     timeout: Duration,
     partitions: BTreeMap<Partition, Partition>,
@@ -69,7 +68,6 @@ impl CsyncTarget {
             url: config.url.clone(),
             address,
             password: config.password.clone(),
-            realm: config.realm.clone(),
             compress: config.compress,
             timeout: config.timeout,
             partitions: config.partitions.iter().map(|(from, to)| (partition(from), partition(to))).collect(),
@@ -138,7 +136,7 @@ impl CsyncTarget {
 
     fn login(&self, session: &mut Session, greeting: &Greeting, user: &str) -> Result<(), ReplicaError> {
         let password = self.password.as_ref().ok_or_else(|| fatal(format!("{}: no password is known", self.url)))?;
-        let mut login = Login::start(&greeting.mechanisms, user, self.realm.as_deref(), password.expose())
+        let mut login = Login::start(&greeting.mechanisms, user, password.expose())
             .map_err(|error| fatal(format!("{}: {error}", self.url)))?;
         let mut line = login.command().map_err(|error| fatal(error.to_string()))?;
         loop {
@@ -156,7 +154,7 @@ impl CsyncTarget {
                         return Err(session.lost(format!("login: {text}")));
                     }
                     return Err(fatal(format!(
-                        "{} refuses the login of {user}: {}; check user, password and realm (sync_authname, sync_password)",
+                        "{} refuses the login of {user}: {}; check user and password (sync_authname, sync_password)",
                         self.url, text
                     )));
                 }
