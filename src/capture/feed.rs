@@ -11,7 +11,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// What happened to a path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -72,13 +72,23 @@ pub struct Feed {
     coalescer: Coalescer,
     tap: Option<Tap>,
     out: Box<dyn FnMut(Vec<Notice>) + Send>,
+    most: Duration,
+    handed_on_at: Instant,
     pub(super) counters: Arc<Counters>,
 }
 
 impl Feed {
     pub(super) fn new(roots: Roots, settings: &Settings, out: Box<dyn FnMut(Vec<Notice>) + Send>) -> Self {
         let coalescer = Coalescer::new(settings.quiet, settings.most);
-        Self { roots, coalescer, tap: settings.tap.clone(), out, counters: Arc::default() }
+        Self {
+            roots,
+            coalescer,
+            tap: settings.tap.clone(),
+            out,
+            most: settings.most,
+            handed_on_at: Instant::now(),
+            counters: Arc::default(),
+        }
     }
 
     /// A path was touched; gives true when it belongs to some key.
@@ -99,14 +109,15 @@ impl Feed {
 
     /// Hands on what has been quiet long enough.
     pub fn hand_on(&mut self, now: Instant) {
+        self.handed_on_at = now;
         let due = self.coalescer.due(now);
         self.give(due);
     }
 
-    /// The same, cheap when nothing is due: for long loops.
-    pub fn hand_on_if_due(&mut self) {
+    /// The same, not more often than a key may be held at most: for long loops.
+    pub fn hand_on_in_burst(&mut self) {
         let now = Instant::now();
-        if self.next_deadline().is_some_and(|at| at <= now) {
+        if now.duration_since(self.handed_on_at) >= self.most {
             self.hand_on(now);
         }
     }

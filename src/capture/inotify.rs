@@ -47,6 +47,10 @@ const SCOPES_MOST: usize = 32;
 const BUFFER_BYTES: usize = 256 * 1024;
 /// Directories walked between two looks at the kernel's queue.
 const SIPHON_EVERY: usize = 32;
+/// Events looked at between two reads of the kernel's queue.
+const EVENTS_BETWEEN_READS: usize = 512;
+/// So many events back a repeated MODIFY is recognised and dropped before anything is made of it.
+const REPEAT_WITHIN: usize = 8;
 /// Events held here while a walk goes on; more are left to the kernel, which says so when it drops them.
 const BACKLOG_MOST: usize = 1_000_000;
 
@@ -132,13 +136,17 @@ impl Source for InotifySource {
                 feed.lost(Scope::Everything, seen_at);
             }
             self.siphon(feed)?;
+            let mut taken = 0usize;
             while let Some(raw) = self.backlog.pop_front() {
                 self.event(raw, feed);
-                // Someone who waits wants the queue empty, not just what one read gave.
-                if self.backlog.is_empty() && orders.wants_all() {
+                taken += 1;
+                // The kernel's queue is short; ours is not. And someone who waits wants the kernel's empty.
+                if taken.is_multiple_of(EVENTS_BETWEEN_READS) || (self.backlog.is_empty() && orders.wants_all()) {
                     self.siphon(feed)?;
+                    // In the middle of a long burst nothing has been quiet by the clock of its events: not earlier
+                    // than now and then, or every event would become a notice of its own.
+                    feed.hand_on_in_burst();
                 }
-                feed.hand_on_if_due();
             }
             let now = Instant::now();
             if self.unwatched.retry_at.is_some_and(|at| at <= now) {
@@ -188,14 +196,19 @@ impl InotifySource {
                 Err(cause) => return Err(CaptureError::System { what: "reading inotify", cause }),
             };
             let seen_at = Instant::now();
-            let before = self.backlog.len();
-            self.backlog.extend(events.map(|event| Raw {
-                wd: event.wd.get_watch_descriptor_id(),
-                mask: event.mask,
-                name: event.name.map(|name| name.to_owned().into_boxed_os_str()),
-                seen_at,
-            }));
-            feed.counters.events.fetch_add((self.backlog.len() - before) as u64, Relaxed);
+            for event in events {
+                feed.counters.events.fetch_add(1, Relaxed);
+                let wd = event.wd.get_watch_descriptor_id();
+                // The earlier one has not been looked at either, so what it leads to is read after both.
+                let is_repeat = event.mask == EventMask::MODIFY
+                    && self.backlog.iter().rev().take(REPEAT_WITHIN).any(|held| {
+                        held.wd == wd && held.mask == EventMask::MODIFY && held.name.as_deref() == event.name
+                    });
+                if !is_repeat {
+                    let name = event.name.map(|name| name.to_owned().into_boxed_os_str());
+                    self.backlog.push_back(Raw { wd, mask: event.mask, name, seen_at });
+                }
+            }
         }
         Ok(())
     }
@@ -329,7 +342,7 @@ impl InotifySource {
             if walked.is_multiple_of(SIPHON_EVERY) {
                 // An error comes again at the next read in the main loop, and ends this source there.
                 let _ = self.siphon(feed);
-                feed.hand_on_if_due();
+                feed.hand_on_in_burst();
             }
             let watch = match self.add(&step.path) {
                 Ok(watch) => watch,
