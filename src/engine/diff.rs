@@ -332,15 +332,20 @@ pub fn repair(snapshot: &MailboxSnapshot, full: &MailboxView, caps: &Capabilitie
                 || record_content(record, &snapshot.user_flags) != record_content(other, &full.user_flags)
         }
     };
+    // Where the source is ahead anyway, its own modseq is above everything the replica's clients have seen.
     let ahead = full.head.highestmodseq.max(snapshot.head.highestmodseq);
     let any = snapshot.records.iter().any(&differs) || !expunge.is_empty();
-    let top = if any { ModSeq(ahead.0.saturating_add(1)) } else { ahead };
+    let above = snapshot.head.highestmodseq > full.head.highestmodseq;
+    let top = if any && !above { ModSeq(ahead.0.saturating_add(1)) } else { ahead };
 
     let mut lifted = snapshot.clone();
     let mut records = Vec::new();
     for record in &mut lifted.records {
         if differs(record) {
-            record.modseq = top;
+            // A change the replica has not seen yet keeps the source's own modseq.
+            if record.modseq <= full.head.highestmodseq {
+                record.modseq = top;
+            }
             records.push(record.clone());
             continue;
         }

@@ -159,6 +159,7 @@ fn records_the_source_once_had_are_expunged_not_forgotten() {
     let Repair::Lift { expunge, update, .. } = repair(&source, &theirs, &CAPS) else { panic!("lift") };
     assert_eq!(expunge, [Uid(2), Uid(3)]);
     assert!(update.records.is_empty());
+    assert_eq!(update.head.highestmodseq, ModSeq(8), "the source is ahead anyway");
     assert_eq!(update.crcs, crcs(&source, &CAPS));
 }
 

@@ -116,6 +116,9 @@ impl Pusher<'_> {
         partition: &Partition,
         uidvalidity: u32,
     ) -> Result<(), JobError> {
+        if !self.shared.dry_run {
+            self.before_rename(id, from, to)?;
+        }
         let step = Step::Rename {
             uniqueid: id.clone(),
             from: from.clone(),
@@ -141,10 +144,68 @@ impl Pusher<'_> {
         }
         let view = self.session.view_mailboxes(std::slice::from_ref(to))?.pop();
         match view {
-            Some(view) if view.head.uniqueid == *id => self.put_view(id, view, Some(old)),
+            Some(view) if view.head.uniqueid == *id => {
+                let there = view.head.quotaroot.clone();
+                self.put_view(id, view, Some(old));
+                self.quota_root_again(id, there.as_ref())?;
+            }
             _ => self.forget(id),
         }
         Ok(())
+    }
+
+    /// A real server moves neither quota roots nor scripts with a mailbox it renames.
+    ///
+    /// A mailbox that leaves the names below its quota root would keep pointing at it: the root is taken off while it can
+    /// still be found by name, and set again by its own item. Scripts of an INBOX lie in a mailbox below it that stays
+    /// behind: they are removed under the old name and put again under the new one.
+    fn before_rename(&mut self, id: &UniqueId, from: &MboxName, to: &MboxName) -> Result<(), JobError> {
+        let views = self.session.view_mailboxes(std::slice::from_ref(from))?;
+        let root = views.into_iter().find(|view| view.head.uniqueid == *id).and_then(|view| view.head.quotaroot);
+        if let Some(root) = root.filter(|root| is_below(from, root) && !is_below(to, root)) {
+            match self.apply(&Step::Unquota { root: root.clone() }) {
+                Ok(()) | Err(JobError::Replica(ReplicaError::NoSuchMailbox(_))) => {}
+                Err(error) => return Err(error),
+            }
+            self.shared.state.remove_quota(&root);
+            self.queue_quota(root);
+        }
+        let user = from.owner().filter(|_| from.is_inbox());
+        let scripts_apart = !(self.store().sieve_in_mailboxes() && self.caps.sieve_mailboxes);
+        if let Some(user) = user.filter(|_| scripts_apart) {
+            let meta = self.session.view_user(&user)?.meta;
+            if meta.active.is_some() {
+                self.apply(&Step::SieveDeactivate { user: user.clone() })?;
+            }
+            for name in meta.sieve.into_keys() {
+                self.apply(&Step::SieveRemove { user: user.clone(), name })?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The mailbox has another quota root there than at the source: only a root that is made anew looks for its mailboxes.
+    fn quota_root_again(&mut self, id: &UniqueId, there: Option<&QuotaRoot>) -> Result<(), JobError> {
+        let Some(entry) = self.source.by_id(id).cloned() else { return Ok(()) };
+        let here = match self.store().mailbox(&entry) {
+            Ok(Some(snapshot)) => snapshot.head.quotaroot,
+            _ => return Ok(()),
+        };
+        let Some(root) = here.filter(|root| there != Some(root)) else { return Ok(()) };
+        let Some(limits) = self.store().quota(&root)? else { return Ok(()) };
+        match self.apply(&Step::Unquota { root: root.clone() }) {
+            Ok(()) | Err(JobError::Replica(ReplicaError::NoSuchMailbox(_))) => {}
+            Err(error) => return Err(error),
+        }
+        self.shared.state.remove_quota(&root);
+        self.apply(&Step::Quota { root: root.clone(), limits: limits.clone() })?;
+        self.shared.state.put_quota(&root, &limits);
+        Ok(())
+    }
+
+    fn queue_quota(&self, root: QuotaRoot) {
+        let lane = super::route::quota_lane(&root, self.store().deleted_prefix());
+        self.shared.queue.push(lane, Item::Quota(root), Instant::now(), true);
     }
 
     /// The replica's idea of these names was not ours: take its word.
@@ -184,11 +245,8 @@ impl Pusher<'_> {
                 }
             }
         }
-        let prefix = self.store().deleted_prefix();
         for name in [from, to] {
-            let root = QuotaRoot::new(name.as_bytes());
-            let lane = super::route::quota_lane(&root, prefix);
-            self.shared.queue.push(lane, Item::Quota(root), Instant::now(), true);
+            self.queue_quota(QuotaRoot::new(name.as_bytes()));
         }
     }
 
@@ -214,4 +272,10 @@ impl Pusher<'_> {
         }
         Ok(())
     }
+}
+
+/// True for the name of a quota root and everything below it.
+fn is_below(name: &MboxName, root: &QuotaRoot) -> bool {
+    let rest = name.as_bytes().strip_prefix(root.as_bytes());
+    rest.is_some_and(|rest| rest.is_empty() || rest.first() == Some(&b'.') || root.as_bytes().ends_with(b"!"))
 }
