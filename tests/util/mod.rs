@@ -1,1 +1,39 @@
-//! (being written)
+//! What the tests share: private instances of a real Cyrus, clients for its protocols, what IMAP shows as one value
+//! (`snapshot`), how two such values differ (`diff`), a seeded workload, recorded stores, and the program under test.
+//!
+//! Every test that needs Cyrus begins with `let Some(..) = cyrus::installed() else { return };`. Without Cyrus it
+//! says on stderr that it was skipped; with `SPOOLTAP_REQUIRE_CYRUS=1`, as `tests/run` sets it, it fails.
+
+// Tests and benches each use a part of it.
+#![allow(dead_code, unused_imports)]
+
+pub mod cyrus;
+pub mod diff;
+pub mod imap;
+pub mod names;
+pub mod rng;
+pub mod sieve;
+pub mod smtp;
+pub mod snapshot;
+
+pub use cyrus::{CyrusServer, Options};
+pub use diff::{Rules, diff};
+pub use imap::Imap;
+pub use rng::Rng;
+pub use snapshot::{Snapshot, Viewer, snapshot};
+
+use std::time::{Duration, Instant};
+
+/// Asks again until there is an answer or the time is over.
+pub fn eventually<T>(limit: Duration, mut ask: impl FnMut() -> Option<T>) -> Option<T> {
+    let end = Instant::now() + limit;
+    loop {
+        if let Some(answer) = ask() {
+            return Some(answer);
+        }
+        if Instant::now() >= end {
+            return None;
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
