@@ -1,1 +1,131 @@
-//! (being written)
+//! Recordings of real servers, played on a copy of their store while `spooltap run` watches it: at every mark a real
+//! 3.6.1 replica shows over IMAP what the recorded server showed.
+//!
+//! `tests/run replay DIR…` runs this for any folder of that format.
+
+use super::util::{CyrusServer, Options, Rules, Snapshot, Spooltap, Viewer, cyrus, diff, eventually, store};
+use spooltap::replay::{Mark, Player, Recording, Speed};
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
+
+/// Longest time from the end of a step to equality.
+const LIMIT: Duration = Duration::from_secs(10);
+
+/// The same after a mark that did not become equal: the recording has failed, the rest is for the report.
+const LIMIT_AFTER_FAULT: Duration = Duration::from_millis(500);
+
+/// Recordings named by `tests/run replay`, one in a line.
+const NAMED: &str = "SPOOLTAP_REPLAYS";
+
+/// Differences reported for one mark.
+const SHOWN: usize = 12;
+
+#[test]
+fn every_mark_of_every_recording_reaches_a_real_replica() {
+    if !cyrus::installed() {
+        return;
+    }
+    let recordings = match std::env::var(NAMED) {
+        Ok(named) => store::recordings_in(&named.lines().map(PathBuf::from).collect::<Vec<_>>()),
+        Err(_) => store::recordings(),
+    };
+    assert!(!recordings.is_empty(), "no recordings in {:?}", std::env::var(NAMED));
+    let count = recordings.len();
+    let (left, faults) = (Mutex::new(recordings), Mutex::new(Vec::new()));
+    std::thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                loop {
+                    let Some(dir) = left.lock().expect("lock").pop() else { return };
+                    let found = replay(&dir);
+                    faults.lock().expect("lock").extend(found);
+                }
+            });
+        }
+    });
+    let faults = faults.into_inner().expect("lock");
+    assert!(faults.is_empty(), "in {count} recordings {} marks are not equal:\n{}", faults.len(), faults.join("\n"));
+}
+
+/// One text for each mark that did not become equal.
+fn replay(dir: &Path) -> Vec<String> {
+    let name = dir.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    match try_replay(dir, &name) {
+        Ok(faults) => faults,
+        Err(error) => vec![format!("{name}: {error:#}")],
+    }
+}
+
+fn try_replay(dir: &Path, name: &str) -> anyhow::Result<Vec<String>> {
+    let recording = Recording::open(dir)?;
+    let source = tempfile::Builder::new().prefix("spooltap-replay-").tempdir()?;
+    let conf = recording.unpack(&source.path().join("store"))?;
+    let replica = CyrusServer::start(Options::new().names_of(&conf, recording.version()))?;
+    let mut spooltap = Spooltap::run(&conf, &replica.url(), &source.path().join("state"))?;
+    spooltap.wait_live(LIMIT)?;
+    let mut player = Player::new(&recording, &source.path().join("store"));
+    let rules = Rules::recorded(recording.version());
+    let mut viewer = Viewer::new(&replica);
+    let mut logins = BTreeSet::new();
+    let (mut faults, mut lags) = (Vec::new(), Vec::new());
+    while let Some(mark) = player.next_mark(Speed::Asap)? {
+        let users = mark.truth["users"].as_object().into_iter().flat_map(|users| users.keys().cloned());
+        logins.extend(users);
+        let logins: Vec<&String> = logins.iter().collect();
+        let since = Instant::now();
+        let limit = if faults.is_empty() { LIMIT } else { LIMIT_AFTER_FAULT };
+        match wait_for(&mark, &mut viewer, &logins, &rules, limit)? {
+            differences if differences.is_empty() => lags.push(since.elapsed()),
+            differences => faults.push(format!("{name} step {} ({}):\n{}", mark.step, mark.what, listed(&differences))),
+        }
+        if let Some(status) = spooltap.ended() {
+            anyhow::bail!("spooltap ended ({status}) at step {}:\n{}", mark.step, spooltap.log_end(20));
+        }
+    }
+    if !faults.is_empty() {
+        faults.push(format!("{name}: spooltap said\n{}", spooltap.log_end(40)));
+    }
+    let status = spooltap.terminate()?;
+    anyhow::ensure!(status.success(), "spooltap ended with {status} after SIGTERM");
+    lags.sort_unstable();
+    let at = |percent: usize| lags.get(lags.len().saturating_sub(1) * percent / 100).copied().unwrap_or_default();
+    println!("{name}: {} marks equal, time to equality p50 {:?}, p99 {:?}", lags.len(), at(50), at(99));
+    Ok(faults)
+}
+
+/// What still differs when the time is over.
+fn wait_for(
+    mark: &Mark,
+    viewer: &mut Viewer,
+    logins: &[&String],
+    rules: &Rules,
+    limit: Duration,
+) -> anyhow::Result<Vec<String>> {
+    let truth = Snapshot::recorded(&mark.truth);
+    let mut look = || match viewer.snapshot(logins) {
+        Ok(shown) => diff(&truth, &shown, rules),
+        Err(error) => {
+            viewer.reset();
+            vec![format!("the replica cannot be read: {error:#}")]
+        }
+    };
+    let equal = eventually(limit, || Some(look()).filter(Vec::is_empty));
+    if equal.is_none() {
+        // What an old session does not see is Cyrus's own affair.
+        viewer.reset();
+        return Ok(viewer
+            .snapshot(logins)
+            .map_or_else(|e| vec![format!("{e:#}")], |shown| diff(&truth, &shown, rules)));
+    }
+    Ok(Vec::new())
+}
+
+fn listed(differences: &[String]) -> String {
+    let mut lines: Vec<String> = differences.iter().take(SHOWN).map(|line| format!("    {line}")).collect();
+    if differences.len() > SHOWN {
+        lines.push(format!("    and {} more", differences.len() - SHOWN));
+    }
+    lines.join("\n")
+}

@@ -6,18 +6,19 @@
 use super::eventually;
 use super::imap::Imap;
 use super::names::Names;
+use super::process::{Group, members};
 use super::sieve::Sieve;
 use super::smtp::Lmtp;
 use anyhow::{Context, anyhow, bail};
-use nix::sys::signal::{Signal, kill, killpg};
-use nix::unistd::{Pid, User};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::User;
 use std::collections::BTreeMap;
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Command, Output, Stdio};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
@@ -99,16 +100,11 @@ impl Options {
 
 /// A running server; it ends when this is dropped.
 pub struct CyrusServer {
+    // Dropped first: a directory can only be removed when nobody writes to it.
+    master: Option<Group>,
     base: TempDir,
     address: Ipv4Addr,
     options: Options,
-    master: Option<Master>,
-}
-
-struct Master {
-    child: Child,
-    /// A shell that kills the server when the pipe from us closes.
-    guardian: Child,
 }
 
 impl CyrusServer {
@@ -151,16 +147,7 @@ impl CyrusServer {
         command.arg("-C").arg(self.conf()).arg("-M").arg(self.base().join("cyrus.conf"));
         command.arg("-p").arg(self.base().join("master.pid"));
         command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).current_dir(self.base());
-        let child = as_cyrus(&mut command).process_group(0).spawn().context("cannot start Cyrus's master")?;
-        let guardian = Command::new("/bin/sh")
-            .arg("-c")
-            .arg(format!("read -r _; kill -9 -{}", child.id()))
-            .stdin(Stdio::piped())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .process_group(0)
-            .spawn()?;
-        self.master = Some(Master { child, guardian });
+        self.master = Some(Group::spawn(as_cyrus(&mut command)).context("cannot start Cyrus's master")?);
         let address = self.socket_address(IMAP);
         let ready = eventually(Duration::from_secs(20), || {
             let stream = TcpStream::connect_timeout(&address, Duration::from_secs(1)).ok()?;
@@ -258,31 +245,19 @@ impl CyrusServer {
 
     /// Ends the server in good order.
     pub fn stop(&mut self) -> anyhow::Result<()> {
-        let Some(master) = &self.master else { return Ok(()) };
-        let group = pid(&master.child);
-        kill(group, Signal::SIGTERM)?;
+        let Some(mut master) = self.master.take() else { return Ok(()) };
+        master.signal(Signal::SIGTERM);
         let gone = eventually(Duration::from_secs(15), || {
-            let _ = self.master.as_mut()?.child.try_wait();
-            members(group).iter().all(|(_, name)| name == "master").then_some(())
+            master.members().iter().all(|(_, name)| name == "master").then_some(())
         });
         // The master of 3.6.1 spins for ever now and then when one of its children had been killed before.
-        eventually(Duration::from_millis(500), || {
-            let _ = self.master.as_mut()?.child.try_wait();
-            members(group).is_empty().then_some(())
-        });
-        self.kill9();
+        eventually(Duration::from_millis(500), || master.ended());
         gone.ok_or_else(|| anyhow!("Cyrus did not stop"))
     }
 
     /// Kills every process of the server at once.
     pub fn kill9(&mut self) {
-        let Some(Master { mut child, mut guardian }) = self.master.take() else { return };
-        let _ = guardian.kill();
-        let _ = guardian.wait();
-        let group = pid(&child);
-        let _ = killpg(group, Signal::SIGKILL);
-        let _ = child.wait();
-        eventually(Duration::from_secs(5), || members(group).is_empty().then_some(()));
+        self.master = None;
     }
 
     pub fn restart(&mut self) -> anyhow::Result<()> {
@@ -292,10 +267,8 @@ impl CyrusServer {
 
     /// Kills every process of that name, `sync_server` for example, and says how many there were.
     pub fn kill_processes(&self, name: &str) -> usize {
-        let Some(master) = &self.master else { return 0 };
-        let victims: Vec<Pid> =
-            members(pid(&master.child)).into_iter().filter(|(_, comm)| comm == name).map(|(pid, _)| pid).collect();
-        victims.into_iter().filter(|&pid| kill(pid, Signal::SIGKILL).is_ok()).count()
+        let members = self.master.iter().flat_map(Group::members);
+        members.filter(|(pid, have)| have == name && kill(*pid, Signal::SIGKILL).is_ok()).count()
     }
 
     fn socket_address(&self, port: u16) -> SocketAddr {
@@ -369,18 +342,8 @@ impl CyrusServer {
     }
 }
 
-impl Drop for CyrusServer {
-    fn drop(&mut self) {
-        self.kill9();
-    }
-}
-
 fn program(name: &str) -> PathBuf {
     Path::new(PROGRAMS).join(name)
-}
-
-fn pid(child: &Child) -> Pid {
-    Pid::from_raw(child.id() as i32)
 }
 
 /// The user whom Cyrus runs as: its own if we are root, else we ourselves.
@@ -412,21 +375,6 @@ pub fn give_to_cyrus(dir: &Path) -> anyhow::Result<()> {
         }
     }
     Ok(())
-}
-
-/// The processes of a group that are alive, with their names.
-fn members(group: Pid) -> Vec<(Pid, String)> {
-    let Ok(processes) = fs::read_dir("/proc") else { return Vec::new() };
-    let found = processes.flatten().filter_map(|entry| {
-        let id: i32 = entry.file_name().to_str()?.parse().ok()?;
-        let stat = fs::read_to_string(entry.path().join("stat")).ok()?;
-        let (head, rest) = stat.rsplit_once(')')?;
-        let mut fields = rest.split_whitespace();
-        let (state, _, pgrp) = (fields.next()?, fields.next()?, fields.next()?);
-        let alive = state != "Z" && pgrp.parse() == Ok(group.as_raw());
-        alive.then(|| (Pid::from_raw(id), head.split_once('(').map(|(_, comm)| comm.to_owned()).unwrap_or_default()))
-    });
-    found.collect()
 }
 
 /// A loopback address that no other instance has: two bytes from our process id, one counted.
@@ -495,7 +443,7 @@ fn a_server_starts_stops_and_leaves_nothing() {
     eventually(Duration::from_secs(5), || (server.kill_processes("sync_server") == 1).then_some(())).expect("killed");
     server.restart().expect("restarts");
     assert_eq!(server.imap("u1").expect("logs in").ok("SELECT INBOX").expect("selects").exists(), 1);
-    let group = pid(&server.master.as_ref().expect("runs").child);
+    let group = server.master.as_ref().expect("runs").pid();
     let base = server.base().to_owned();
     drop(server);
     assert!(members(group).is_empty());

@@ -1,7 +1,7 @@
 //! What the tests share: private instances of a real Cyrus, clients for its protocols, what IMAP shows as one value
 //! (`snapshot`), how two such values differ (`diff`), a seeded workload, recorded stores, and the program under test.
 //!
-//! Every test that needs Cyrus begins with `let Some(..) = cyrus::installed() else { return };`. Without Cyrus it
+//! Every test that needs Cyrus begins with `if !cyrus::installed() { return; }`. Without Cyrus it
 //! says on stderr that it was skipped; with `SPOOLTAP_REQUIRE_CYRUS=1`, as `tests/run` sets it, it fails.
 
 // Tests and benches each use a part of it.
@@ -11,16 +11,21 @@ pub mod cyrus;
 pub mod diff;
 pub mod imap;
 pub mod names;
+pub mod process;
 pub mod rng;
 pub mod sieve;
 pub mod smtp;
 pub mod snapshot;
+pub mod spooltap;
+pub mod store;
 
 pub use cyrus::{CyrusServer, Options};
 pub use diff::{Rules, diff};
 pub use imap::Imap;
 pub use rng::Rng;
 pub use snapshot::{Snapshot, Viewer, snapshot};
+pub use spooltap::Spooltap;
+pub use store::{Store, store};
 
 use std::time::{Duration, Instant};
 

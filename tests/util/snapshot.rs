@@ -1,20 +1,28 @@
 //! Everything that IMAP and ManageSieve show of a server, as one JSON value in the shape of the recordings' truth:
 //! classic internal names, UIDs as keys. Reading it changes nothing (EXAMINE, BODY.PEEK).
 
-use super::cyrus::{ADMIN, CyrusServer, PASSWORD};
+use super::cyrus::{ADMIN, CyrusServer};
 use super::imap::{Imap, Reply, Token, quote};
 use super::names::Names;
-use super::sieve::Sieve;
 use anyhow::{Context, bail};
 use serde_json::{Map, Value, json};
 use sha1::{Digest, Sha1};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 const VENDOR: &str = "/vendor/cmu/cyrus-imapd/";
 
 /// What was shown at one moment.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Snapshot(pub Value);
+
+impl Snapshot {
+    /// The state of a recording or of a recorded store, without the remarks about its origin.
+    pub fn recorded(truth: &Value) -> Self {
+        let parts = ["names", "server_annotations", "shared", "users"];
+        let parts = parts.into_iter().filter_map(|part| Some((part.to_owned(), truth.get(part)?.clone())));
+        Self(parts.collect::<Map<_, _>>().into())
+    }
+}
 
 /// Looks at one server again and again through sessions that stay open.
 pub struct Viewer<'a> {
@@ -33,6 +41,11 @@ impl<'a> Viewer<'a> {
         Self { server, names: server.names(), sessions: BTreeMap::new() }
     }
 
+    /// Closes all sessions; the next look opens new ones.
+    pub fn reset(&mut self) {
+        self.sessions.clear();
+    }
+
     /// Accounts that do not exist are left out, as in the recordings.
     pub fn snapshot<S: AsRef<str>>(&mut self, users: &[S]) -> anyhow::Result<Snapshot> {
         match self.look(users) {
@@ -46,81 +59,98 @@ impl<'a> Viewer<'a> {
     }
 
     fn look<S: AsRef<str>>(&mut self, users: &[S]) -> anyhow::Result<Snapshot> {
-        let names = self.names.clone();
-        let admin = self.session(ADMIN)?;
+        let names = &self.names.clone();
+        let (server, users) = (self.server, users.iter().map(AsRef::as_ref));
+        let mut admin = self.session(ADMIN)?;
         admin.send("LIST \"\" *");
         admin.send("GETMETADATA (DEPTH infinity) \"\" (/shared /private)");
-        let listed = listed(&admin.receive()?, &names, ADMIN, true);
-        let server_annotations = annotations(&admin.receive()?);
-        let all: Vec<&String> = listed.iter().map(|mailbox| &mailbox.internal).collect();
-        let shared: Vec<&Listed> = listed.iter().filter(|mailbox| mailbox.is_shared()).collect();
-        let shared = mailboxes(admin, &shared, &names)?;
-        let mut shown = Map::new();
-        for login in users.iter().map(AsRef::as_ref) {
-            if all.contains(&&names.inbox(login)) {
-                let user = self.user(login).with_context(|| login.to_owned())?;
-                shown.insert(login.to_owned(), user);
-            }
+        let listed = listed("LIST", &admin.receive()?, names, ADMIN, true);
+        let mut server_annotations = annotations(&admin.receive()?);
+        // Free space and counters, made up when asked.
+        server_annotations.retain(|entry, _| !entry.starts_with(VENDOR));
+        let all: BTreeSet<&str> = listed.iter().map(|mailbox| mailbox.internal.as_str()).collect();
+        let sessions = users
+            .filter(|login| all.contains(names.inbox(login).as_str()))
+            .map(|login| Ok((login.to_owned(), self.session(login)?)))
+            .collect::<anyhow::Result<Vec<_>>>()?;
+        // One after the other they would spend their time in waiting for late acknowledgements.
+        let (shared, shown) = std::thread::scope(|scope| {
+            let looks = sessions.into_iter().map(|(login, mut session)| {
+                let look = scope.spawn(move || {
+                    let shown = user(server, &mut session, names).context(session.login.clone());
+                    shown.map(|shown| (session, shown))
+                });
+                (login, look)
+            });
+            let looks: Vec<_> = looks.collect();
+            let shared: Vec<&Listed> = listed.iter().filter(|mailbox| mailbox.is_shared()).collect();
+            let shared = mailboxes(&mut admin, &shared, names);
+            let looks = looks.into_iter().map(|(login, look)| (login, look.join().expect("does not panic")));
+            (shared, looks.collect::<Vec<_>>())
+        });
+        let shared = shared?;
+        let mut users = Map::new();
+        let mut kept = vec![admin];
+        for (login, shown) in shown {
+            let (session, shown) = shown?;
+            users.insert(login, shown);
+            kept.push(session);
         }
-        Ok(Snapshot(json!({
-            "names": all,
-            "server_annotations": server_annotations,
-            "shared": shared,
-            "users": shown,
-        })))
+        let state = json!({"names": all, "server_annotations": server_annotations, "shared": shared, "users": users});
+        self.sessions.extend(kept.into_iter().map(|session| (session.login.clone(), session)));
+        Ok(Snapshot(state))
     }
 
-    fn session(&mut self, login: &str) -> anyhow::Result<&mut Imap> {
-        if !self.sessions.contains_key(login) {
-            self.sessions.insert(login.to_owned(), self.server.imap(login)?);
-        }
-        self.sessions.get_mut(login).context("session")
+    /// The open session of this login or a new one; it is put back when all went well.
+    fn session(&mut self, login: &str) -> anyhow::Result<Imap> {
+        self.sessions.remove(login).map_or_else(|| self.server.imap(login), Ok)
     }
+}
 
-    fn user(&mut self, login: &str) -> anyhow::Result<Value> {
-        let names = self.names.clone();
-        let inbox = names.inbox(login);
-        let below = format!("{inbox}.");
-        let session = self.session(login)?;
-        session.send("LIST \"\" *");
-        session.send("LSUB \"\" *");
-        let all = listed(&session.receive()?, &names, login, false);
-        let mut subscribed: Vec<String> =
-            listed_by("LSUB", &session.receive()?, &names, login, false).into_iter().map(|m| m.internal).collect();
-        subscribed.sort_unstable();
-        let (own, foreign): (Vec<&Listed>, Vec<&Listed>) =
-            all.iter().partition(|mailbox| mailbox.internal == inbox || mailbox.internal.starts_with(&below));
-        let own = mailboxes(session, &own, &names)?;
-        for mailbox in &foreign {
-            session.send(format!("EXAMINE {}", mailbox.quoted()));
-            session.send("UID SEARCH SEEN");
-        }
-        let mut others = Map::new();
-        for mailbox in &foreign {
-            let (examined, found) = (session.receive()?, session.receive()?);
-            if examined.ok {
-                let mut seen: Vec<u64> = found.all("SEARCH").concat().iter().filter_map(Token::number).collect();
-                seen.sort_unstable();
-                let uidvalidity = examined.code("UIDVALIDITY");
-                others.insert(mailbox.internal.clone(), json!({"uidvalidity": uidvalidity, "seen": seen}));
-            }
-        }
-        session.send("UNSELECT");
-        session.receive()?;
-        let sieve = self.sieve(login)?;
-        Ok(json!({"mailboxes": own, "others": others, "sieve": sieve, "subscribed": subscribed}))
+/// What one account shows.
+fn user(server: &CyrusServer, session: &mut Imap, names: &Names) -> anyhow::Result<Value> {
+    let login = session.login.clone();
+    let inbox = names.inbox(&login);
+    let below = format!("{inbox}.");
+    session.send("LIST \"\" *");
+    session.send("LSUB \"\" *");
+    let all = listed("LIST", &session.receive()?, names, &login, false);
+    let subscribed = listed("LSUB", &session.receive()?, names, &login, false);
+    let subscribed: Vec<String> = subscribed.into_iter().map(|mailbox| mailbox.internal).collect();
+    let (own, foreign): (Vec<&Listed>, Vec<&Listed>) =
+        all.iter().partition(|mailbox| mailbox.internal == inbox || mailbox.internal.starts_with(&below));
+    let own = mailboxes(session, &own, names)?;
+    for mailbox in &foreign {
+        session.send(format!("EXAMINE {}", mailbox.quoted()));
+        session.send("UID SEARCH SEEN");
     }
+    let mut others = Map::new();
+    for mailbox in &foreign {
+        let (examined, found) = (session.receive()?, session.receive()?);
+        if examined.ok {
+            let mut seen: Vec<u64> = found.all("SEARCH").concat().iter().filter_map(Token::number).collect();
+            seen.sort_unstable();
+            let uidvalidity = examined.code("UIDVALIDITY");
+            others.insert(mailbox.internal.clone(), json!({"uidvalidity": uidvalidity, "seen": seen}));
+        }
+    }
+    session.run("UNSELECT")?;
+    let sieve = scripts(server, &login)?;
+    Ok(json!({"mailboxes": own, "others": others, "sieve": sieve, "subscribed": subscribed}))
+}
 
-    /// A session of its own each time: timsieved keeps an open script database for as long as one lasts.
-    fn sieve(&self, login: &str) -> anyhow::Result<Value> {
-        let mut sieve = self.server.sieve(login)?;
-        let mut scripts = Map::new();
-        for (name, active) in sieve.list()? {
-            let sha1 = hex(&Sha1::digest(sieve.get(&name)?));
-            scripts.insert(name, json!({"active": active, "sha1": sha1}));
-        }
-        Ok(scripts.into())
+/// In a session of its own each time: timsieved keeps an open script database for as long as one lasts.
+fn scripts(server: &CyrusServer, login: &str) -> anyhow::Result<Value> {
+    let mut sieve = server.sieve(login)?;
+    let mut scripts = Map::new();
+    for (name, active) in sieve.list()? {
+        let script = match sieve.get(&name) {
+            Ok(script) => json!({"active": active, "sha1": hex(&Sha1::digest(script))}),
+            Err(error) => json!({"active": active, "error": format!("{error:#}")}),
+        };
+        scripts.insert(name, script);
     }
+    Ok(scripts.into())
 }
 
 /// A line of LIST.
@@ -142,11 +172,7 @@ impl Listed {
     }
 }
 
-fn listed(reply: &Reply, names: &Names, login: &str, admin: bool) -> Vec<Listed> {
-    listed_by("LIST", reply, names, login, admin)
-}
-
-fn listed_by(command: &str, reply: &Reply, names: &Names, login: &str, admin: bool) -> Vec<Listed> {
+fn listed(command: &str, reply: &Reply, names: &Names, login: &str, admin: bool) -> Vec<Listed> {
     let lines = reply.all(command).into_iter().filter_map(|tokens| {
         let [attributes, _, name] = tokens.get(..3)? else { return None };
         let attributes: Vec<String> = attributes.list().iter().map(Token::text).collect();
@@ -210,7 +236,7 @@ struct Answers {
 impl Answers {
     fn state(&self, mailbox: &Listed, names: &Names, login: &str) -> anyhow::Result<Value> {
         let examined = &self.examined;
-        for answer in [&self.fetched, &self.status, &self.acl, &self.quota, &self.metadata] {
+        for answer in [&self.fetched, &self.status, &self.acl, &self.metadata] {
             if !answer.ok {
                 bail!("{}", answer.status);
             }
@@ -309,6 +335,10 @@ fn rights(acl: &Reply) -> Map<String, Value> {
 }
 
 fn quota_roots(quota: &Reply, names: &Names, login: &str) -> Value {
+    // A mailbox may name a root that does not exist.
+    if !quota.ok {
+        return json!({"error": quota.status});
+    }
     let mut out = Map::new();
     for tokens in quota.all("QUOTA") {
         let [root, resources] = tokens.as_slice() else { continue };
