@@ -38,9 +38,9 @@ impl Setup {
         let credentials =
             Credentials::gather(raw.password_file.as_deref()).map_err(|faults| Failure::new(Exit::Config, faults))?;
         let conf = store.conf();
-        let look = |key: &str| {
-            let channel = raw.channel.as_deref().and_then(|channel| conf.get(&format!("{channel}_{key}")));
-            channel.or_else(|| conf.get(key)).map(str::to_owned)
+        let look = |key: &str| match raw.channel.as_deref() {
+            Some(channel) => conf.for_service(channel, key).map(str::to_owned),
+            None => conf.get(key).map(str::to_owned),
         };
         let config = Config::check(&raw, &credentials, &look, need_replica)
             .map_err(|faults| Failure::new(Exit::Config, faults))?;
