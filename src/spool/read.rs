@@ -2,8 +2,10 @@
 //! a file that Cyrus truncates would be a SIGBUS.
 
 use super::{format_error, io_error, lock};
-use crate::cyrus::db::{Follower, Map};
-use crate::model::StoreError;
+use crate::cyrus::db::{self, Change, FollowError, Follower, Map};
+use crate::model::{Disposition, StoreError};
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::fs::{File, Metadata, OpenOptions};
 use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
@@ -12,6 +14,9 @@ use std::time::Duration;
 
 /// Reads of a file that stays torn are repeated so often, with growing pauses.
 pub(super) const TRIES: u32 = 12;
+/// From this try on a shared lock is taken for the time of one reading, if it can be had within `SHARE_PATIENCE`.
+pub(super) const SHARE_FROM: u32 = 6;
+pub(super) const SHARE_PATIENCE: Duration = Duration::from_millis(20);
 /// No file that is read whole may be larger; the largest real one (an index of ten million messages) stays below.
 pub(super) const MAX_BYTES: u64 = 2 << 30;
 
@@ -71,7 +76,7 @@ pub(super) fn read_whole(file: &File, path: &Path) -> Result<Vec<u8>, StoreError
     let size = file.metadata().map_err(|error| io_error(path, &error))?.len();
     if size > MAX_BYTES {
         return Err(StoreError::new(
-            crate::model::Disposition::Quarantine,
+            Disposition::Quarantine,
             format!("{}: {size} bytes are more than any file of its kind has", path.display()),
         ));
     }
@@ -89,16 +94,16 @@ pub(super) fn is_same(file: &File, path: &Path) -> io::Result<bool> {
 pub(super) struct Followed {
     follower: Follower,
     file: Option<File>,
+    /// Applied to the map and not handed out yet: an update that failed afterwards must not lose them.
+    pending: BTreeMap<Vec<u8>, Change>,
 }
 
 impl Followed {
-    /// Brings the map up to date; true when something changed. `Ok(false)` and an empty map for a file that never was.
-    pub(super) fn update(&mut self, path: &Path) -> Result<Vec<crate::cyrus::db::Change>, StoreError> {
+    /// Brings the map up to date; what has changed since the last call that succeeded, ascending by key.
+    pub(super) fn update(&mut self, path: &Path) -> Result<Vec<Change>, StoreError> {
         for n in 0..TRIES {
-            let meta = match std::fs::metadata(path) {
-                Ok(meta) => meta,
-                Err(error) => return Err(io_error(path, &error)),
-            };
+            let meta = std::fs::metadata(path).map_err(|error| io_error(path, &error))?;
+            // The old file is closed after the new one was opened: else both could have the same inode number.
             if !self.file.as_ref().is_some_and(|file| same_file(file, &meta)) {
                 self.file = Some(open(path).map_err(|error| io_error(path, &error))?);
             }
@@ -106,30 +111,27 @@ impl Followed {
             if n > 0 {
                 lock::wait_for_writer(file);
             }
-            let result = self.follower.update(meta.ino(), &mut |offset, len| read_at(file, offset, len));
-            match result {
-                Ok(changes) => match is_same(file, path) {
-                    Ok(true) => return Ok(changes.changed),
-                    // Replaced meanwhile: the changes are applied, the rest comes with the next round. They must not be
-                    // lost, so the caller is told to look at everything.
-                    _ => {
-                        self.file = None;
-                        let rest = self.update(path)?;
-                        return Ok(changes.changed.into_iter().chain(rest).collect());
+            // Whoever writes all the time is asked to wait for one reading.
+            let _shared = (n >= SHARE_FROM).then(|| lock::share(file, SHARE_PATIENCE));
+            match self.follower.update(meta.ino(), &mut |offset, len| read_at(file, offset, len)) {
+                Ok(changes) => {
+                    for change in changes.changed {
+                        match self.pending.entry(change.key.clone()) {
+                            Entry::Vacant(place) => drop(place.insert(change)),
+                            Entry::Occupied(mut place) => place.get_mut().new = change.new,
+                        }
                     }
-                },
-                Err(error) if error.is_torn() && n + 1 < TRIES => {
-                    self.file = None;
-                    pause(n);
+                    // Replaced meanwhile? Then a repack may have emptied the file under our hands.
+                    if is_same(file, path).unwrap_or(false) {
+                        return Ok(std::mem::take(&mut self.pending).into_values().collect());
+                    }
                 }
-                Err(crate::cyrus::db::FollowError::Format(error)) => return Err(format_error(path, &error)),
-                Err(crate::cyrus::db::FollowError::Io(error)) => return Err(io_error(path, &error)),
+                Err(error) if error.is_torn() && n + 1 < TRIES => pause(n),
+                Err(FollowError::Format(error)) => return Err(format_error(path, &error)),
+                Err(FollowError::Io(error)) => return Err(io_error(path, &error)),
             }
         }
-        Err(StoreError::new(
-            crate::model::Disposition::RetrySoon,
-            format!("{}: changes faster than it can be read", path.display()),
-        ))
+        Err(too_fast(path))
     }
 
     pub(super) fn map(&self) -> &Map {
@@ -141,21 +143,36 @@ fn same_file(file: &File, now: &Metadata) -> bool {
     file.metadata().is_ok_and(|own| (own.ino(), own.dev()) == (now.ino(), now.dev()))
 }
 
-/// A small database read once.
+/// A small database read once; empty where there is none of these files.
 pub(super) fn read_db(paths: &[PathBuf]) -> Result<Map, StoreError> {
     for n in 0..TRIES {
         let Some((file, path)) = open_first(paths)? else { return Ok(Map::new()) };
         if n > 0 {
             lock::wait_for_writer(&file);
         }
-        let bytes = read_whole(&file, path)?;
-        match crate::cyrus::db::parse(&bytes) {
+        let Some(bytes) = read_unreplaced(&file, path)? else {
+            pause(n);
+            continue;
+        };
+        match db::parse(&bytes) {
             Ok(map) => return Ok(map),
             Err(error) if error.is_torn() && n + 1 < TRIES => pause(n),
             Err(error) => return Err(format_error(path, &error)),
         }
     }
-    Ok(Map::new())
+    Err(too_fast(paths.first().map_or(Path::new(""), PathBuf::as_path)))
+}
+
+/// The bytes of a database; `None` when the path leads to another file by now, because a repack of a skiplist empties
+/// the old one: what was read of it may be an older state, or none.
+pub(super) fn read_unreplaced(file: &File, path: &Path) -> Result<Option<Vec<u8>>, StoreError> {
+    let bytes = read_whole(file, path)?;
+    Ok(is_same(file, path).unwrap_or(false).then_some(bytes))
+}
+
+fn too_fast(path: &Path) -> StoreError {
+    let message = format!("{}: changes faster than it can be read", path.display());
+    StoreError::new(Disposition::RetrySoon, message)
 }
 
 /// Inode, size and modification time: changes whenever a file is written or replaced.
