@@ -109,7 +109,7 @@ impl MailStore for ArchiveStore {
                 .archive
                 .index
                 .look(objects, |rows| rows.iter().map(|(name, row)| Arc::new(row.entry(name))).collect())?;
-            Ok(Listing { entries, tombstones: Vec::new() })
+            Ok(Listing { entries, ..Listing::default() })
         });
         Ok(listing?)
     }

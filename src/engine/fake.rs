@@ -69,7 +69,7 @@ impl MailStore for FakeStore {
         if content.listing.is_none() {
             let mut entries: Vec<_> = content.mailboxes.values().map(|mailbox| Arc::new(entry(mailbox))).collect();
             entries.sort_by(|a, b| a.name.cmp(&b.name));
-            content.listing = Some(Arc::new(Listing { entries, tombstones: Vec::new() }));
+            content.listing = Some(Arc::new(Listing { entries, ..Listing::default() }));
         }
         Ok(content.listing.clone().expect("made"))
     }

@@ -256,6 +256,12 @@ impl Pusher<'_> {
         if again.by_id(id).is_some() {
             return Err(JobError::Again(format!("{name} is back in the source's mailbox list")));
         }
+        // A row that cannot be read may be this mailbox's, under whatever name.
+        if let Some(row) = again.listing.unreadable.first() {
+            return Err(JobError::Conflict(format!(
+                "{name} is not removed from the replica while the source's list has a row that cannot be read: {row}"
+            )));
+        }
         self.shared.fuse(name)?;
         match self.apply(&Step::Remove { uniqueid: id.clone(), name: name.clone() }) {
             Ok(()) | Err(JobError::Replica(ReplicaError::NoSuchMailbox(_))) => {}

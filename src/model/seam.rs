@@ -85,6 +85,8 @@ pub struct Listing {
     pub entries: Vec<Arc<MailboxEntry>>,
     /// Uniqueids of which the store says that they were deleted (2.5 and later keep such tombstones).
     pub tombstones: Vec<UniqueId>,
+    /// Names whose rows cannot be understood. Nothing is known of these mailboxes, least of all that they are gone.
+    pub unreadable: Vec<MboxName>,
 }
 
 /// Cheap mark of a mailbox's on-disk state: equal marks mean nothing to replicate has changed.

@@ -57,6 +57,8 @@ pub struct Layout {
     /// Root of a meta file by partition, where it is not the partition itself.
     pub meta: BTreeMap<(MetaFile, Partition), PathBuf>,
     pub sievedir: PathBuf,
+    /// `mboxname_lockpath`; never opened by us.
+    pub lock_root: PathBuf,
     pub mailboxes_db: PathBuf,
     pub annotations_db: PathBuf,
     /// `quota_db_path`, where quotas are one database; the legacy directory is `<conf>/quota`.
@@ -96,7 +98,8 @@ impl Layout {
             partitions,
             archive_partitions: named("archivepartition"),
             meta,
-            sievedir: conf.get("sievedir").unwrap_or("/usr/sieve").into(),
+            sievedir: conf.path("sievedir").unwrap_or_else(|| "/usr/sieve".into()).into(),
+            lock_root: db("mboxname_lockpath", "lock"),
             mailboxes_db: db("mboxlist_db_path", "mailboxes.db"),
             annotations_db: db("annotation_db_path", "annotations.db"),
             quotas_db: (!legacy).then(|| db("quota_db_path", "quotas.db")),
@@ -121,14 +124,16 @@ impl Layout {
 
     /// Where a meta file of a mailbox may be, most likely first; empty for an unknown partition.
     pub fn meta_files(&self, entry: &MailboxEntry, file: MetaFile) -> Vec<PathBuf> {
-        let root = self.meta.get(&(file, entry.partition.clone())).or_else(|| self.partitions.get(&entry.partition));
+        let partition = option_name(&entry.partition);
+        let root = self.meta.get(&(file, partition.clone())).or_else(|| self.partitions.get(&partition));
         let Some(root) = root else { return Vec::new() };
         self.dirs(root, entry).into_iter().map(|dir| dir.join(file.name())).collect()
     }
 
     /// Directories where message files of a mailbox may be, most likely first.
     pub fn message_dirs(&self, entry: &MailboxEntry) -> Vec<PathBuf> {
-        let roots = [self.partitions.get(&entry.partition), self.archive_partitions.get(&entry.partition)];
+        let partition = option_name(&entry.partition);
+        let roots = [self.partitions.get(&partition), self.archive_partitions.get(&partition)];
         roots.into_iter().flatten().flat_map(|root| self.dirs(root, entry)).collect()
     }
 
@@ -146,17 +151,17 @@ impl Layout {
     }
 }
 
+/// Servers look for `partition-NAME` in lower case, however the mailbox list spells NAME.
+fn option_name(partition: &Partition) -> Partition {
+    partition.as_bytes().to_ascii_lowercase().into()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    #[test]
-    fn metapartitions_move_only_the_files_they_name() {
-        let text = "configdirectory: /c\npartition-default: /s\nmetapartition-default: /m\n\
-                    metapartition_files: header index cache\n";
-        let conf = ImapdConf::parse(text, &mut |_| Err(String::new())).expect("parses");
-        let layout = Layout::new(&conf).expect("is complete");
-        let entry = MailboxEntry {
+    fn entry() -> MailboxEntry {
+        MailboxEntry {
             name: "user.a".into(),
             uniqueid: "x".into(),
             mbtype: Default::default(),
@@ -166,10 +171,29 @@ mod tests {
             createdmodseq: Default::default(),
             foldermodseq: Default::default(),
             by_name: true,
-        };
+        }
+    }
+
+    #[test]
+    fn metapartitions_move_only_the_files_they_name() {
+        let text = "configdirectory: /c\npartition-default: /s\nmetapartition-default: /m\n\
+                    metapartition_files: header index cache\n";
+        let conf = ImapdConf::parse(text, &mut |_| Err(String::new())).expect("parses");
+        let layout = Layout::new(&conf).expect("is complete");
+        let entry = entry();
         assert_eq!(layout.meta_files(&entry, MetaFile::Index), [Path::new("/m/user/a/cyrus.index")]);
         assert_eq!(layout.meta_files(&entry, MetaFile::Annotations), [Path::new("/s/user/a/cyrus.annotations")]);
         assert_eq!(layout.message_dirs(&entry), [Path::new("/s/user/a")]);
+    }
+
+    #[test]
+    fn a_partition_is_found_in_any_case() {
+        let conf = ImapdConf::parse("configdirectory: /c\npartition-P2: /p2\n", &mut |_| Err(String::new()));
+        let layout = Layout::new(&conf.expect("parses")).expect("is complete");
+        let entry = |partition: &str| MailboxEntry { partition: partition.into(), ..entry() };
+        assert_eq!(layout.message_dirs(&entry("P2")), [Path::new("/p2/user/a")]);
+        assert_eq!(layout.message_dirs(&entry("p2")), [Path::new("/p2/user/a")]);
+        assert!(layout.meta_files(&entry("p3"), MetaFile::Index).is_empty());
     }
 
     #[test]

@@ -4,17 +4,20 @@
 //! after, its checksum and those of all records are right, and no live record is newer than the header says.
 
 use super::layout::{Layout, MetaFile};
-use super::read::{self, TRIES, pause, read_at};
+use super::read::{self, SHARE_FROM, SHARE_PATIENCE, TRIES, pause, read_at};
 use super::{format_error, io_error, lock};
 use crate::cyrus::annotations::{self, Userids};
-use crate::cyrus::{header, index};
+use crate::cyrus::{FormatError, db, header, index};
 use crate::model::{
-    Body, BodyRef, BodySource, Disposition, Fingerprint, MailboxEntry, MailboxHead, MailboxSnapshot, ModSeq,
-    StoreError, Uid,
+    Body, BodyRef, BodySource, Disposition, Fingerprint, MailboxEntry, MailboxHead, MailboxSnapshot, ModSeq, Record,
+    StoreError, Uid, UniqueId,
 };
 use std::fs::File;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+
+/// So often cyrus.header must be found to be of another mailbox before that is believed.
+const OTHERS: u32 = 4;
 
 /// Virtual annotations that are fields of the record from some index version on.
 const VIRTUAL: [(&[u8], u32); 3] = [
@@ -23,10 +26,30 @@ const VIRTUAL: [(&[u8], u32); 3] = [
     (b"/vendor/cmu/cyrus-imapd/createdmodseq", 16),
 ];
 
-struct Torn;
+/// Why one reading was no good.
+enum Spoilt {
+    /// Changed under our hands.
+    Torn,
+    /// cyrus.header is of another mailbox than the list's row.
+    Other { header: PathBuf, uniqueid: UniqueId },
+}
 
-/// Reads a mailbox without its mailbox-level annotations; `None` when it has no index.
-pub(super) fn read_mailbox(layout: &Layout, entry: &MailboxEntry) -> Result<Option<MailboxSnapshot>, StoreError> {
+/// The bytes of one mailbox's files, read while no commit happened.
+struct Files {
+    index: Vec<u8>,
+    header: Vec<u8>,
+    header_path: PathBuf,
+    annotations: Option<(Vec<u8>, PathBuf)>,
+}
+
+/// Reads a mailbox without its mailbox-level annotations; `None` when it has no index. `list_is_right` is asked, with
+/// what was found, when cyrus.header names another uniqueid than the list and goes on to do so.
+pub(super) fn read_mailbox(
+    layout: &Layout,
+    entry: &MailboxEntry,
+    mut trust_list: bool,
+    list_is_right: &dyn Fn(&str) -> Result<bool, StoreError>,
+) -> Result<Option<MailboxSnapshot>, StoreError> {
     let paths = layout.meta_files(entry, MetaFile::Index);
     if paths.is_empty() {
         return Err(StoreError::new(
@@ -34,16 +57,42 @@ pub(super) fn read_mailbox(layout: &Layout, entry: &MailboxEntry) -> Result<Opti
             format!("{}: partition {} is not in imapd.conf", entry.name, entry.partition),
         ));
     }
-    let mut last = None;
+    let (mut last, mut others) = (None, 0);
     for n in 0..TRIES {
         if n > 0 {
             pause(n);
         }
         let Some((file, path)) = read::open_first(&paths)? else { return Ok(None) };
-        lock::wait_for_writer(&file);
-        match read_once(layout, entry, &file, path) {
+        let calm = lock::wait_for_writer(&file);
+        let shared = (n >= SHARE_FROM).then(|| lock::share(&file, SHARE_PATIENCE)).flatten();
+        let settled = shared.is_some();
+        let files = match gather(layout, entry, &file, path) {
+            // A writer came while we read, so what stands beside the index may be ahead of it. One that was there before
+            // is not waited for any longer: what it has not committed shows.
+            Ok(Some(_)) if calm && !settled && n < SHARE_FROM && lock::is_locked(&file) => continue,
+            Ok(Some(files)) => files,
+            Ok(None) => continue,
+            Err(error) => {
+                last = Some(error);
+                continue;
+            }
+        };
+        drop(shared);
+        match digest(layout, entry, files, path, settled, trust_list) {
             Ok(Ok(snapshot)) => return Ok(Some(snapshot)),
-            Ok(Err(Torn)) => {}
+            Ok(Err(Spoilt::Torn)) => {}
+            Ok(Err(Spoilt::Other { header, uniqueid })) => {
+                others += 1;
+                if others < OTHERS {
+                    continue;
+                }
+                let message =
+                    format!("{}: uniqueid is {uniqueid}, mailboxes.db says {}", header.display(), entry.uniqueid);
+                if !list_is_right(&message)? {
+                    return Err(StoreError::new(Disposition::RetrySoon, message));
+                }
+                trust_list = true;
+            }
             // A checksum can be wrong because a writer is in the middle of it: damage is what stays.
             Err(error) => last = Some(error),
         }
@@ -62,49 +111,66 @@ fn stays(error: StoreError) -> StoreError {
     StoreError::new(Disposition::Quarantine, format!("{}; {cure}", error.message))
 }
 
-fn read_once(
-    layout: &Layout,
-    entry: &MailboxEntry,
-    file: &File,
-    path: &Path,
-) -> Result<Result<MailboxSnapshot, Torn>, StoreError> {
+/// `None` when a commit happened meanwhile.
+fn gather(layout: &Layout, entry: &MailboxEntry, file: &File, path: &Path) -> Result<Option<Files>, StoreError> {
     let io = |error: std::io::Error| io_error(path, &error);
     let size = file.metadata().map_err(io)?.len();
     if size > read::MAX_BYTES {
         return Err(StoreError::new(Disposition::Quarantine, format!("{}: {size} bytes are too many", path.display())));
     }
     let head = read_at(file, 0, index::MAX_HEADER_BYTES).map_err(io)?;
-    let index_header = index::parse_header(&head).map_err(|error| format_error(path, &error))?;
-    let wanted = usize::try_from(index_header.file_bytes().min(size)).unwrap_or(usize::MAX);
-    let bytes = read_at(file, 0, wanted).map_err(io)?;
-    let header_bytes = index_header.start_offset as usize;
-    if bytes.get(..header_bytes) != head.get(..header_bytes) {
-        return Ok(Err(Torn));
+    let parsed = index::parse_header(&head).map_err(|error| format_error(path, &error))?;
+    let wanted = usize::try_from(parsed.file_bytes().min(size)).unwrap_or(usize::MAX);
+    let index = read_at(file, 0, wanted).map_err(io)?;
+    let header_bytes = parsed.start_offset as usize;
+    let committed = head.get(..header_bytes).unwrap_or_default();
+    if index.get(..header_bytes) != Some(committed) {
+        return Ok(None);
     }
-    let mut records = index::parse_records(&index_header, &bytes).map_err(|error| format_error(path, &error))?;
-    if index::uncommitted(&index_header, &records).is_some() {
-        return Ok(Err(Torn));
-    }
-    let (mailbox_header, header_path) = read_header(layout, entry)?;
-    read_annotations(layout, entry, &mut records, index_header.minor_version)?;
+    let (header, header_path) = header_bytes_of(layout, entry)?;
+    let annotations = match read::open_first(&layout.meta_files(entry, MetaFile::Annotations))? {
+        None => None,
+        Some((file, path)) => match read::read_unreplaced(&file, path)? {
+            None => return Ok(None),
+            Some(bytes) => Some((bytes, path.to_owned())),
+        },
+    };
     let again = read_at(file, 0, header_bytes).map_err(io)?;
-    if again.as_slice() != head.get(..header_bytes).unwrap_or_default() || !read::is_same(file, path).unwrap_or(false) {
-        return Ok(Err(Torn));
+    if again != committed || !read::is_same(file, path).unwrap_or(false) {
+        return Ok(None);
+    }
+    Ok(Some(Files { index, header, header_path, annotations }))
+}
+
+fn digest(
+    layout: &Layout,
+    entry: &MailboxEntry,
+    files: Files,
+    path: &Path,
+    settled: bool,
+    trust_list: bool,
+) -> Result<Result<MailboxSnapshot, Spoilt>, StoreError> {
+    let index_error = |error| format_error(path, &error);
+    let index_header = index::parse_header(&files.index).map_err(index_error)?;
+    let mut records = index::parse_records(&index_header, &files.index).map_err(index_error)?;
+    if index::uncommitted(&index_header, &records).is_some() && !settled {
+        return Ok(Err(Spoilt::Torn));
     }
     if index_header.is_deleted() {
         return Err(StoreError::new(Disposition::RetrySoon, format!("{}: is being deleted", entry.name)));
     }
-    if !entry.uniqueid.is_empty() && !mailbox_header.uniqueid.is_empty() && mailbox_header.uniqueid != entry.uniqueid {
-        return Err(StoreError::new(
-            Disposition::RetrySoon,
-            format!(
-                "{}: uniqueid is {}, mailboxes.db says {}; if that stays so, run reconstruct",
-                header_path.display(),
-                mailbox_header.uniqueid,
-                entry.uniqueid
-            ),
-        ));
+    let mailbox_header = header::parse(&files.header).map_err(|error| format_error(&files.header_path, &error))?;
+    let known = !entry.uniqueid.is_empty() && !mailbox_header.uniqueid.is_empty();
+    if known && mailbox_header.uniqueid != entry.uniqueid && !trust_list {
+        return Ok(Err(Spoilt::Other { header: files.header_path, uniqueid: mailbox_header.uniqueid }));
     }
+    if let Some((bytes, path)) = &files.annotations {
+        add_annotations(layout, entry, bytes, &mut records, index_header.minor_version)
+            .map_err(|error| format_error(path, &error))?;
+    }
+    // Above the header's only after a crash between two writes (no writer is at work): IMAP shows these records, and the
+    // header says so with the next commit.
+    let highest = records.iter().map(|record| record.modseq).max().unwrap_or_default();
     let head = MailboxHead {
         uniqueid: entry.uniqueid.clone(),
         name: entry.name.clone(),
@@ -114,7 +180,7 @@ fn read_once(
         options: index_header.options(),
         uidvalidity: index_header.uidvalidity,
         last_uid: index_header.last_uid,
-        highestmodseq: index_header.highestmodseq.max(ModSeq(1)),
+        highestmodseq: index_header.highestmodseq.max(highest).max(ModSeq(1)),
         recentuid: index_header.recentuid,
         recenttime: index_header.recenttime,
         last_appenddate: index_header.last_appenddate,
@@ -140,7 +206,7 @@ fn read_once(
     }))
 }
 
-fn read_header(layout: &Layout, entry: &MailboxEntry) -> Result<(header::MailboxHeader, PathBuf), StoreError> {
+fn header_bytes_of(layout: &Layout, entry: &MailboxEntry) -> Result<(Vec<u8>, PathBuf), StoreError> {
     let paths = layout.meta_files(entry, MetaFile::Header);
     let Some((file, path)) = read::open_first(&paths)? else {
         let path = paths.into_iter().next().unwrap_or_default();
@@ -149,31 +215,29 @@ fn read_header(layout: &Layout, entry: &MailboxEntry) -> Result<(header::Mailbox
             format!("{}: is missing; if that stays so, run reconstruct", path.display()),
         ));
     };
-    let bytes = read::read_whole(&file, path)?;
-    let parsed = header::parse(&bytes).map_err(|error| format_error(path, &error))?;
-    Ok((parsed, path.to_owned()))
+    Ok((read::read_whole(&file, path)?, path.to_owned()))
 }
 
 /// Uniqueid as cyrus.header says it, for stores whose list has none (2.3, 2.4).
-pub(super) fn uniqueid_of(layout: &Layout, entry: &MailboxEntry) -> Result<crate::model::UniqueId, StoreError> {
-    read_header(layout, entry).map(|(header, _)| header.uniqueid)
+pub(super) fn uniqueid_of(layout: &Layout, entry: &MailboxEntry) -> Result<UniqueId, StoreError> {
+    let (bytes, path) = header_bytes_of(layout, entry)?;
+    header::parse(&bytes).map(|header| header.uniqueid).map_err(|error| format_error(&path, &error))
 }
 
-fn read_annotations(
+fn add_annotations(
     layout: &Layout,
     entry: &MailboxEntry,
-    records: &mut [crate::model::Record],
+    bytes: &[u8],
+    records: &mut [Record],
     minor_version: u32,
-) -> Result<(), StoreError> {
-    let paths = layout.meta_files(entry, MetaFile::Annotations);
-    let map = read::read_db(&paths)?;
+) -> Result<(), FormatError> {
+    let map = db::parse(bytes)?;
     if map.is_empty() {
         return Ok(());
     }
-    let path = paths.first().cloned().unwrap_or_default();
     let owner = entry.name.owner();
-    let mut by_uid = annotations::of_messages(&map, Userids { owner: owner.as_ref(), carets: layout.carets })
-        .map_err(|error| format_error(&path, &error))?;
+    let userids = Userids { owner: owner.as_ref(), carets: layout.carets };
+    let mut by_uid = annotations::of_messages(&map, userids)?;
     for record in records {
         if let Some(mut list) = by_uid.remove(&record.uid) {
             list.retain(|annotation| {

@@ -30,20 +30,36 @@ struct List {
     db: Followed,
     mailboxes: BTreeMap<MboxName, Arc<MailboxEntry>>,
     tombstones: BTreeMap<MboxName, UniqueId>,
+    /// By key: rows that could not be understood.
+    unreadable: BTreeMap<Vec<u8>, MboxName>,
     listing: Option<Arc<Listing>>,
     /// Rows are stored as of 3.6 (`N` and `I` keys).
     modern: bool,
+    /// Mailboxes whose cyrus.header has another uniqueid; told once.
+    doubted: BTreeSet<UniqueId>,
 }
+
+/// Options that say where files are: all services have to agree on them.
+const SHAPE: [&str; 6] =
+    ["configdirectory", "hashimapspool", "fulldirhash", "mboxlist_db_path", "annotation_db_path", "sievedir"];
 
 /// Opens the store that an imapd.conf describes.
 pub fn open_store(conf_path: &Path) -> Result<LiveSpool, StoreError> {
     let fault = |text: String| StoreError::new(Disposition::Stop, text);
-    let read = |path: &Path| std::fs::read_to_string(path).map_err(|error| error.to_string());
+    // Old files have comments in any character set.
+    let read = |path: &Path| std::fs::read(path).map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
     let text =
         read(conf_path).map_err(|error| fault(format!("{}: {error}; name the file with -C", conf_path.display())))?;
-    let conf = ImapdConf::parse(&text, &mut |path| read(Path::new(path)))
+    let conf = ImapdConf::parse(&text, &mut |path| read(Path::new(path)).map_err(|error| error.to_string()))
         .map_err(|error| fault(format!("{}: {error}", conf_path.display())))?;
     let layout = Layout::new(&conf).map_err(|error| fault(format!("{}: {error}", conf_path.display())))?;
+    for key in
+        SHAPE.into_iter().map(str::to_owned).chain(conf.named("partition").map(|(p, _)| format!("partition-{p}")))
+    {
+        for (service, value) in conf.overrides(&key).filter(|(_, value)| Some(*value) != conf.get(&key)) {
+            warn!(service, key, value, "imapd.conf sets this for one service only; it is not followed");
+        }
+    }
     if let Some(server) = conf.get("mupdate_server")
         && conf.get("mupdate_config").is_none_or(|kind| kind == "standard")
         && layout.partitions.is_empty()
@@ -95,12 +111,22 @@ impl LiveSpool {
         if changes.is_empty() && list.listing.is_some() {
             return Ok(list);
         }
-        for change in changes {
+        // Rows that went come first: a list converted by 3.6 has every name under another key.
+        let (gone, there): (Vec<_>, Vec<_>) = changes.iter().partition(|change| change.new.is_none());
+        for change in gone.into_iter().chain(there) {
             self.apply(&mut list, &change.key, change.new.as_deref());
+        }
+        if list.mailboxes.is_empty() && list.tombstones.is_empty() {
+            list.listing = None;
+            return Err(StoreError::new(
+                Disposition::RetrySoon,
+                format!("{}: no row of it is about a mailbox; is this the right file?", path.display()),
+            ));
         }
         let listing = Listing {
             entries: list.mailboxes.values().cloned().collect(),
             tombstones: list.tombstones.values().cloned().collect(),
+            unreadable: list.unreadable.values().cloned().collect(),
         };
         list.listing = Some(Arc::new(listing));
         Ok(list)
@@ -108,6 +134,7 @@ impl LiveSpool {
 
     /// One changed row.
     fn apply(&self, list: &mut List, key: &[u8], value: Option<&[u8]>) {
+        list.unreadable.remove(key);
         let modern_key = key.first() == Some(&b'N') && value.is_some_and(|value| value.starts_with(b"%(T "));
         list.modern |= modern_key;
         let Some(value) = value else {
@@ -124,7 +151,14 @@ impl LiveSpool {
             Ok(Some(Row::Name(listed))) => listed,
             Ok(_) => return,
             Err(error) => {
-                warn!(mailbox = %String::from_utf8_lossy(key), %error, "row of mailboxes.db is left out");
+                // What was known of the mailbox stays.
+                warn!(mailbox = %String::from_utf8_lossy(key), %error, "row of mailboxes.db cannot be read");
+                let name = if key.starts_with(b"N") && list.modern {
+                    mboxlist::name_of_dbname(key.get(1..).unwrap_or_default())
+                } else {
+                    MboxName::new(key)
+                };
+                list.unreadable.insert(key.to_vec(), name);
                 return;
             }
         };
@@ -140,6 +174,7 @@ impl LiveSpool {
                         Ok(id) => entry.uniqueid = id,
                         Err(error) => {
                             warn!(mailbox = %name, %error, "mailbox is left out");
+                            list.unreadable.insert(key.to_vec(), name);
                             return;
                         }
                     }
@@ -160,6 +195,26 @@ impl LiveSpool {
         Ok(self.updated_list()?.mailboxes.get(name).cloned())
     }
 
+    /// cyrus.header goes on to name another uniqueid than this entry. From 2.5 on the list is the authority, when it has
+    /// this very row still; before, its rows have no uniqueid, and the header is.
+    fn list_is_right(&self, entry: &MailboxEntry, found: &str) -> Result<bool, StoreError> {
+        let mut list = self.updated_list()?;
+        let Some(row) = list.mailboxes.get(&entry.name).cloned() else { return Ok(false) };
+        if row.uidvalidity == 0 {
+            let uniqueid = mailbox::uniqueid_of(&self.layout, &row)?;
+            list.mailboxes.insert(entry.name.clone(), Arc::new(MailboxEntry { uniqueid, ..(*row).clone() }));
+            list.listing = None;
+            return Ok(false);
+        }
+        if row.uniqueid != entry.uniqueid || row.partition != entry.partition {
+            return Ok(false);
+        }
+        if list.doubted.insert(entry.uniqueid.clone()) {
+            warn!(mailbox = %entry.name, "{found}; the list is taken to be right; run reconstruct");
+        }
+        Ok(true)
+    }
+
     /// The scopes under which the global annotation database may keep a mailbox's annotations.
     fn annotation_scope<'a>(&self, entry: &'a MailboxEntry, modern: bool) -> &'a [u8] {
         if modern { entry.uniqueid.as_bytes() } else { entry.name.as_bytes() }
@@ -174,11 +229,8 @@ impl LiveSpool {
         let path = &self.layout.annotations_db;
         match annotations.update(path) {
             Ok(_) => Ok(annotations),
-            // A store that never had an annotation has no file.
-            Err(_) if !path.exists() => {
-                *annotations = Followed::default();
-                Ok(annotations)
-            }
+            // A store that never had an annotation has no file; one that had some does not lose it.
+            Err(_) if !path.exists() && annotations.map().is_empty() => Ok(annotations),
             Err(error) => Err(error),
         }
     }
@@ -200,8 +252,13 @@ impl MailStore for LiveSpool {
     }
 
     fn mailbox(&self, entry: &MailboxEntry) -> Result<Option<MailboxSnapshot>, StoreError> {
-        let Some(mut snapshot) = mailbox::read_mailbox(&self.layout, entry)? else { return Ok(None) };
-        let modern = self.is_modern();
+        let list_is_right = |found: &str| self.list_is_right(entry, found);
+        let (modern, doubted) = {
+            let list = lock(&self.list);
+            (list.modern, list.doubted.contains(&entry.uniqueid))
+        };
+        let snapshot = mailbox::read_mailbox(&self.layout, entry, doubted, &list_is_right)?;
+        let Some(mut snapshot) = snapshot else { return Ok(None) };
         let annotations = self.updated_annotations()?;
         snapshot.annotations = annotations::of_scope(
             annotations.map(),
