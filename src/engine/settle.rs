@@ -162,7 +162,12 @@ impl Pusher<'_> {
     fn before_rename(&mut self, id: &UniqueId, from: &MboxName, to: &MboxName) -> Result<(), JobError> {
         let views = self.session.view_mailboxes(std::slice::from_ref(from))?;
         let root = views.into_iter().find(|view| view.head.uniqueid == *id).and_then(|view| view.head.quotaroot);
-        if let Some(root) = root.filter(|root| is_below(from, root) && !is_below(to, root)) {
+        // 3.6 itself leaves a renamed mailbox at its old root; then so does the replica.
+        let stays = self.source.by_id(id).is_some_and(|entry| match self.store().mailbox(entry) {
+            Ok(Some(snapshot)) => snapshot.head.quotaroot == root,
+            _ => false,
+        });
+        if let Some(root) = root.filter(|root| !stays && is_below(from, root) && !is_below(to, root)) {
             match self.apply(&Step::Unquota { root: root.clone() }) {
                 Ok(()) | Err(JobError::Replica(ReplicaError::NoSuchMailbox(_))) => {}
                 Err(error) => return Err(error),
