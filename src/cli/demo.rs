@@ -16,6 +16,7 @@ use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::ThreadId;
 use std::time::{Duration, Instant};
@@ -53,8 +54,11 @@ pub(super) fn demo(common: &Common, args: &DemoArgs) -> Outcome {
         .map_err(|error| Failure::new(Exit::State, error))?;
     let lines = Arc::new(Lines::new(common.json));
     lines.note(&format!("Cyrus {}: {} recorded file operations, into {url}", recording.version(), recording.ops()));
-    let run = Run { store, archive, state, lines: lines.clone() };
+    let run = Run { store, archive, state, lines: lines.clone(), interrupted: interrupt()? };
     let differences = run.play(&recording, &spool, args.speed)?;
+    if run.interrupted.load(Ordering::Relaxed) {
+        return Ok(Exit::Interrupted);
+    }
     for difference in &differences {
         lines.difference(difference);
     }
@@ -83,6 +87,29 @@ struct Run {
     archive: Archive,
     state: State,
     lines: Arc<Lines>,
+    interrupted: Arc<AtomicBool>,
+}
+
+/// Becomes true with the first SIGINT or SIGTERM, so that the demo clears up after itself; the second leaves at once.
+fn interrupt() -> Result<Arc<AtomicBool>, Failure> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let interrupted = Arc::new(AtomicBool::new(false));
+    let flag = interrupted.clone();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    std::thread::spawn(move || {
+        runtime.block_on(async {
+            let (Ok(mut int), Ok(mut term)) = (signal(SignalKind::interrupt()), signal(SignalKind::terminate())) else {
+                return;
+            };
+            loop {
+                tokio::select! { _ = int.recv() => {}, _ = term.recv() => {} }
+                if flag.swap(true, Ordering::Relaxed) {
+                    std::process::exit(Exit::Interrupted as i32);
+                }
+            }
+        });
+    });
+    Ok(interrupted)
 }
 
 impl Run {
@@ -111,6 +138,9 @@ impl Run {
             let found = arrive(&running, &kept, &mark, Depth::Records)?;
             out.extend(found.into_iter().map(|text| format!("step {} ({}): {text}", mark.step, mark.what)));
             last = Some(mark);
+            if self.interrupted.load(Ordering::Relaxed) {
+                break;
+            }
         }
         if let Some(mark) = last {
             let found = arrive(&running, &kept, &mark, Depth::Bodies)?;
