@@ -316,6 +316,12 @@ impl Writer {
         self.archive.heads(rows)
     }
 
+    /// The mailbox of this uniqueid, without records.
+    pub fn view_uniqueid(&self, id: &UniqueId) -> Result<Option<MailboxView>, ArchiveError> {
+        let name = self.archive.index.look(&self.archive.objects, |rows| rows.name(id).cloned())?;
+        Ok(self.view_mailboxes(name.as_slice())?.pop())
+    }
+
     /// One mailbox with all records; `None` if there is none of that name.
     pub fn view_full(&self, name: &MboxName) -> Result<Option<MailboxView>, ArchiveError> {
         let row = self.archive.index.look(&self.archive.objects, |rows| rows.row(name).cloned())?;

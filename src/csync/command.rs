@@ -99,6 +99,11 @@ pub fn get_mailboxes(names: &[MboxName]) -> Vec<u8> {
     request.raw(")").end()
 }
 
+/// `GET UNIQUEIDS (id)`; 3.2 and later.
+pub fn get_uniqueid(id: &UniqueId) -> Vec<u8> {
+    Request::new("GET UNIQUEIDS (").text(id.as_bytes()).raw(")").end()
+}
+
 /// `APPLY WHAT name`.
 pub fn apply(what: &str, name: &[u8]) -> Vec<u8> {
     Request::new("APPLY ").raw(what).raw(" ").text(name).end()
@@ -573,6 +578,10 @@ mod tests {
             "GET MAILBOXES (user.alice \"user.alice.Old Stuff\")\r\n"
         );
         assert_eq!(text(get("ANNOTATION", b"")), "GET ANNOTATION \"\"\r\n");
+        assert_eq!(
+            text(get_uniqueid(&"mzb3mw031vhl89h0chmwnole".into())),
+            "GET UNIQUEIDS (mzb3mw031vhl89h0chmwnole)\r\n"
+        );
         let guid = MessageGuid::parse_hex(b"82dbaed68fa9c05a45c365689fba3fb7f32f823a").expect("guid");
         assert_eq!(
             text(reserve(&"default".into(), &["user.alice".into()], &[guid])),

@@ -76,6 +76,13 @@ impl Pusher<'_> {
                         base = base_modseq(fresh.as_ref());
                         (view, trust) = (fresh.map(|fresh| fresh.view), false);
                     }
+                    Err(JobError::Replica(ReplicaError::Moved(why))) => {
+                        // Somebody else's account has it still, and what we knew of that is lost. Seldom and slow.
+                        if let Some(found) = self.find(&entry.uniqueid, self.store().users()?.into_iter().collect())? {
+                            self.put_view(&entry.uniqueid, found, None);
+                        }
+                        return Err(ReplicaError::Moved(why).into());
+                    }
                     other => return other,
                 },
             }

@@ -106,7 +106,12 @@ impl<'a> Pusher<'a> {
                 continue;
             }
             let name = self.name_of(&item);
-            match self.item(job, &item, at) {
+            let result = self.item(job, &item, at);
+            if matches!(result, Err(JobError::Replica(_))) && !self.shared.dry_run {
+                // Part of it may have been done, unheard: what the replica has in this lane is asked before more is.
+                self.shared.state.unset_primed(&job.lane.to_string());
+            }
+            match result {
                 Ok(()) => out.push((item, at, Outcome::Done, name)),
                 Err(JobError::Needs(lane)) => out.push((item, at, Outcome::Needs(lane), name)),
                 Err(JobError::Replica(error @ (ReplicaError::Lost { .. } | ReplicaError::Fatal(_)))) => {

@@ -8,7 +8,7 @@ use crate::model::{
     Annotation, DirtyKey, MailStore, MailboxRef, MboxName, Notice, QuotaRoot, Scope, StoreError, UniqueId, UserId,
     UserRef,
 };
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
@@ -235,6 +235,12 @@ impl Router {
             for shared in &self.replicas {
                 let report = super::scan(&*self.store, &shared.state, below)?;
                 shared.queue.hold(true);
+                if below.is_none() {
+                    // First start, or we died the last time and the receipts may be older than the replica.
+                    for lane in self.lanes(shared)?.iter().filter(|lane| !shared.state.primed(&lane.to_string())) {
+                        shared.queue.push(lane.clone(), Item::Compare, started, false);
+                    }
+                }
                 for (lane, item, _) in &report.differ {
                     shared.queue.push(lane.clone(), item.clone(), started, false);
                 }
@@ -257,5 +263,15 @@ impl Router {
                 self.retry.push((Instant::now() + RETRY * 10, notice));
             }
         }
+    }
+
+    /// Every lane that the source or the receipts know of.
+    fn lanes(&self, shared: &Shared) -> Result<BTreeSet<Lane>, StoreError> {
+        let mut lanes: BTreeSet<Lane> =
+            self.source.listing.entries.iter().map(|entry| self.lane(&entry.name)).collect();
+        lanes.extend(shared.state.mailboxes().iter().map(|(_, name)| self.lane(name)));
+        lanes.extend(self.store.users()?.into_iter().map(Lane::User));
+        lanes.insert(Lane::Server);
+        Ok(lanes)
     }
 }

@@ -2,8 +2,11 @@
 
 use super::push::{JobError, Pusher};
 use super::queue::{Item, Job, Lane};
-use crate::model::{MailboxEntry, MboxName, ModSeq, Partition, QuotaRoot, ReplicaError, Step, Uid, UniqueId, UserPart};
-use std::collections::HashSet;
+use crate::model::{
+    MailboxEntry, MailboxView, MboxName, ModSeq, Partition, QuotaRoot, ReplicaError, Step, Uid, UniqueId, UserId,
+    UserPart,
+};
+use std::collections::{BTreeSet, HashSet};
 use std::time::Instant;
 
 impl Pusher<'_> {
@@ -215,7 +218,12 @@ impl Pusher<'_> {
 
     /// The replica's idea of these names was not ours: take its word.
     pub(super) fn look_again(&mut self, names: &[MboxName], id: &UniqueId) -> Result<(), JobError> {
-        let views = self.session.view_mailboxes(names)?;
+        let mut views = self.session.view_mailboxes(names)?;
+        if !views.iter().any(|view| view.head.uniqueid == *id) {
+            // Renamed there by us, before we died and lost the receipt: another name of the same account has it.
+            let owners = names.iter().filter_map(|name| self.account_of(name)).collect();
+            views.extend(self.find(id, owners)?);
+        }
         if !views.iter().any(|view| view.head.uniqueid == *id) {
             self.forget(id);
         }
@@ -236,6 +244,24 @@ impl Pusher<'_> {
             }
         }
         Ok(())
+    }
+
+    /// The replica's mailbox of this uniqueid; where it cannot be asked so, among those of these users.
+    pub(super) fn find(&mut self, id: &UniqueId, users: BTreeSet<UserId>) -> Result<Option<MailboxView>, JobError> {
+        if let Some(found) = self.session.view_uniqueid(id)? {
+            return Ok(Some(found));
+        }
+        for user in users {
+            let mailboxes = self.session.view_user(&user)?.mailboxes;
+            if let Some(found) = mailboxes.into_iter().find(|view| view.head.uniqueid == *id) {
+                return Ok(Some(found));
+            }
+        }
+        Ok(None)
+    }
+
+    fn account_of(&self, name: &MboxName) -> Option<UserId> {
+        name.without_deleted(self.store().deleted_prefix()).as_ref().unwrap_or(name).owner()
     }
 
     /// User data and quota roots hang on INBOX and names: what the replica has of them is not known any more.

@@ -173,6 +173,11 @@ pub trait Replica: Send {
     /// One mailbox with all records; `None` if there is none of that name.
     fn view_full(&mut self, name: &MboxName) -> Result<Option<MailboxView>, ReplicaError>;
 
+    /// The mailbox of this uniqueid, whatever its name, without records; `None` also where a replica cannot be asked so.
+    fn view_uniqueid(&mut self, _id: &UniqueId) -> Result<Option<MailboxView>, ReplicaError> {
+        Ok(None)
+    }
+
     /// One quota root; `None` if it does not exist there.
     fn view_quota(&mut self, root: &QuotaRoot) -> Result<Option<QuotaLimits>, ReplicaError>;
 

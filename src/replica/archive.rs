@@ -3,7 +3,7 @@
 use crate::archive::{ApplyError, Archive, ArchiveError, Writer};
 use crate::model::{
     AccountView, AnnotCrc, Annotation, BodySource, Capabilities, Disposition, MailboxView, MboxName, QuotaLimits,
-    QuotaRoot, Replica, ReplicaError, ReplicaTarget, Step, UserId,
+    QuotaRoot, Replica, ReplicaError, ReplicaTarget, Step, UniqueId, UserId,
 };
 
 /// An archive by its URL. Sessions share what they know of it.
@@ -73,6 +73,10 @@ impl Replica for Session {
 
     fn view_full(&mut self, name: &MboxName) -> Result<Option<MailboxView>, ReplicaError> {
         self.check(self.writer.view_full(name))
+    }
+
+    fn view_uniqueid(&mut self, id: &UniqueId) -> Result<Option<MailboxView>, ReplicaError> {
+        self.check(self.writer.view_uniqueid(id))
     }
 
     fn view_quota(&mut self, root: &QuotaRoot) -> Result<Option<QuotaLimits>, ReplicaError> {

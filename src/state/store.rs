@@ -115,7 +115,35 @@ impl Drop for State {
         if let Some(writer) = self.writer.take() {
             let _ = writer.join();
         }
+        if self.inner.lock().overlay.is_empty()
+            && let Err(error) = set_closed(&self.inner.db, true)
+        {
+            warn!(path = %self.inner.path.display(), %error, "state cannot be closed, the replica is looked at anew next time");
+        }
     }
+}
+
+/// Says in the header whether all receipts are in the file. Opening takes it back; who dies in between may have
+/// confirmed more than was written.
+fn set_closed(db: &Database, closed: bool) -> Result<(), redb::Error> {
+    let write = db.begin_write()?;
+    write.open_table(HEADER)?.insert("closed", if closed { "yes" } else { "no" })?;
+    write.commit()?;
+    Ok(())
+}
+
+/// After a death receipts may be older than the replica: what was known of each lane is no longer, so that all of them
+/// are looked at before anything is compared with a receipt.
+fn take_back(db: &Database) -> Result<(), redb::Error> {
+    let write = db.begin_write()?;
+    let mut header = write.open_table(HEADER)?;
+    let was_closed = header.insert("closed", "no")?.is_none_or(|old| old.value() == "yes");
+    drop(header);
+    if !was_closed {
+        write.open_table(ENTRIES)?.retain(|key, _| key.first() != Some(&(Kind::Primed as isize as u8)))?;
+    }
+    write.commit()?;
+    Ok(())
 }
 
 enum Unusable {
@@ -151,6 +179,7 @@ fn open_database(path: &Path, identity: &str) -> Result<Database, Unusable> {
         }
     }
     write.commit().map_err(|error| Unusable::Io(error.to_string()))?;
+    take_back(&db).map_err(|error| Unusable::Io(error.to_string()))?;
     Ok(db)
 }
 
@@ -409,6 +438,11 @@ impl ReplicaState {
         self.write(Kind::Primed, lane.as_bytes(), &true);
     }
 
+    /// What the replica has in this lane is to be asked anew.
+    pub fn unset_primed(&self, lane: &str) {
+        self.remove(Kind::Primed, lane.as_bytes());
+    }
+
     /// Returns when everything written so far is durable.
     pub fn flush(&self) {
         self.inner.flush();
@@ -455,6 +489,26 @@ mod tests {
         std::fs::write(dir.path().join("state.redb"), b"not a database").expect("writes");
         let state = State::open(dir.path(), "two").expect("opens");
         assert_eq!(state.replica("r").mailboxes(), []);
+    }
+
+    #[test]
+    fn after_a_death_no_lane_counts_as_looked_at() {
+        let dir = tempfile::tempdir().expect("directory");
+        let primed = |dir: &Path| {
+            let state = State::open(dir, "one").expect("opens");
+            (state.replica("r").primed("user u1"), state.replica("r").mailbox(&"a".into()).is_some())
+        };
+        let state = State::open(dir.path(), "one").expect("opens");
+        state.replica("r").set_primed("user u1");
+        state.replica("r").put_mailbox(&"a".into(), &receipt("user.a", 1));
+        state.flush();
+        // What is on the disk while it is open is what a killed process leaves.
+        let killed = tempfile::tempdir().expect("directory");
+        std::fs::copy(dir.path().join("state.redb"), killed.path().join("state.redb")).expect("copies");
+        drop(state);
+        assert_eq!(primed(dir.path()), (true, true));
+        assert_eq!(primed(dir.path()), (true, true));
+        assert_eq!(primed(killed.path()), (false, true));
     }
 
     #[test]

@@ -110,6 +110,16 @@ impl Replica for Session {
         Ok(views.pop())
     }
 
+    fn view_uniqueid(&mut self, id: &UniqueId) -> Result<Option<MailboxView>, ReplicaError> {
+        if self.dialect.generation < crate::csync::dialect::Generation::V32 {
+            return Ok(None);
+        }
+        let mut views = self.account(&command::get_uniqueid(id))?.mailboxes;
+        views.retain(|view| view.head.uniqueid == *id && !view.head.mbtype.is_deleted());
+        self.annotations_apart(&mut views)?;
+        Ok(views.pop())
+    }
+
     fn view_quota(&mut self, root: &QuotaRoot) -> Result<Option<QuotaLimits>, ReplicaError> {
         match self.account(&command::get("QUOTA", root.as_bytes())) {
             Ok(mut account) => Ok(account.quotas.remove(root)),
