@@ -4,6 +4,8 @@
 mod crash;
 #[path = "archive/demo.rs"]
 mod demo;
+#[path = "archive/kill.rs"]
+mod kill;
 #[path = "archive/replays.rs"]
 mod replays;
 #[path = "archive/steps.rs"]

@@ -1,0 +1,73 @@
+//! `spooltap run` is killed with SIGKILL again and again while a recording is played, each time in the middle of
+//! something else. What the archive then is after one more start is what IMAP showed.
+
+use spooltap::archive::{Archive, ArchiveStore};
+use spooltap::replay::{Depth, Player, Recording, Speed, compare_replica};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+/// The log is shown when the test fails.
+fn start(place: &Path, conf: &Path) -> Child {
+    let log = std::fs::OpenOptions::new().create(true).append(true).open(place.join("log")).expect("log");
+    Command::new(env!("CARGO_BIN_EXE_spooltap"))
+        .arg("run")
+        .arg("--imapd-conf")
+        .arg(conf)
+        .arg("--state")
+        .arg(place.join("state"))
+        .arg("--replica")
+        .arg(url(place))
+        .arg("--allow-removals")
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(log)
+        .spawn()
+        .expect("starts")
+}
+
+fn url(place: &Path) -> String {
+    format!("file://{}", place.join("archive").display())
+}
+
+#[test]
+fn killed_again_and_again_it_arrives() {
+    let dir = tempfile::tempdir().expect("directory");
+    let place = dir.path();
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/replays/2.5.11-a");
+    let recording = Recording::open(&folder).expect("recording");
+    let conf = recording.unpack(&place.join("source")).expect("unpacks");
+    let mut player = Player::new(&recording, &place.join("source"));
+    let play = std::thread::spawn(move || while player.next_mark(Speed::Recorded(20.0)).expect("plays").is_some() {});
+    let mut kills = 0;
+    while !play.is_finished() {
+        let mut run = start(place, &conf);
+        // From before anything was done to in the middle of live work.
+        std::thread::sleep(Duration::from_millis(20 + kills * 67 % 400));
+        run.kill().expect("kills");
+        run.wait().expect("ends");
+        kills += 1;
+    }
+    play.join().expect("played");
+    assert!(kills >= 10, "{kills}");
+    let mut run = start(place, &conf);
+    let (_, truth) = recording.truths().last().expect("has marks").expect("reads");
+    let deadline = Instant::now() + Duration::from_secs(20);
+    let found = loop {
+        let kept = ArchiveStore::open(Archive::open(&url(place)).expect("opens"));
+        let found = match kept {
+            Ok(kept) => compare_replica(&kept, &truth, Depth::Bodies).expect("reads"),
+            Err(error) => vec![error.to_string()],
+        };
+        if found.is_empty() || Instant::now() > deadline {
+            break found;
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    };
+    let pid = nix::unistd::Pid::from_raw(run.id() as i32);
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).expect("signals");
+    let status = run.wait().expect("ends");
+    let log = std::fs::read_to_string(place.join("log")).expect("log");
+    assert!(found.is_empty(), "after {kills} kills:\n{}\n{log}", found.join("\n"));
+    assert_eq!(status.code(), Some(0));
+}
