@@ -25,10 +25,10 @@ const ANNOT: AnnotRule = AnnotRule { start: 12_345_678, thrid: true, savedate: t
 
 /// Bodies by GUID.
 #[derive(Clone, Default)]
-struct Bodies(HashMap<MessageGuid, Vec<u8>>);
+pub(crate) struct Bodies(pub(crate) HashMap<MessageGuid, Vec<u8>>);
 
 impl Bodies {
-    fn add(&mut self, text: &str) -> (MessageGuid, u64) {
+    pub(crate) fn add(&mut self, text: &str) -> (MessageGuid, u64) {
         let guid = MessageGuid(Sha1::digest(text).into());
         self.0.insert(guid, text.as_bytes().to_vec());
         (guid, text.len() as u64)
@@ -45,13 +45,13 @@ impl BodySource for Bodies {
 
 /// A mailbox as a source has it; updates are made from it.
 #[derive(Clone, Default)]
-struct Source {
-    snapshot: MailboxSnapshot,
-    bodies: Bodies,
+pub(crate) struct Source {
+    pub(crate) snapshot: MailboxSnapshot,
+    pub(crate) bodies: Bodies,
 }
 
 impl Source {
-    fn new(id: &str, name: &str) -> Self {
+    pub(crate) fn new(id: &str, name: &str) -> Self {
         let head = MailboxHead {
             uniqueid: id.into(),
             name: name.into(),
@@ -65,7 +65,7 @@ impl Source {
         Self { snapshot: MailboxSnapshot { head, ..MailboxSnapshot::default() }, bodies: Bodies::default() }
     }
 
-    fn append(&mut self, text: &str) {
+    pub(crate) fn append(&mut self, text: &str) {
         let (guid, size) = self.bodies.add(text);
         let head = &mut self.snapshot.head;
         head.last_uid.0 += 1;
@@ -82,7 +82,7 @@ impl Source {
     }
 
     /// Changes one record at a new modseq.
-    fn touch(&mut self, uid: u32, change: impl Fn(&mut Record)) {
+    pub(crate) fn touch(&mut self, uid: u32, change: impl Fn(&mut Record)) {
         let head = &mut self.snapshot.head;
         head.highestmodseq.0 += 1;
         let record = self.snapshot.records.iter_mut().find(|record| record.uid == Uid(uid)).expect("there");
@@ -90,17 +90,17 @@ impl Source {
         change(record);
     }
 
-    fn crcs(&self) -> SyncCrcs {
+    pub(crate) fn crcs(&self) -> SyncCrcs {
         let (records, flags) = (&self.snapshot.records, &self.snapshot.user_flags);
         SyncCrcs { basic: synccrc::basic(records, flags), annot: synccrc::annot(records, ANNOT) }
     }
 
-    fn since(&self) -> Since {
+    pub(crate) fn since(&self) -> Since {
         Since { modseq: self.snapshot.head.highestmodseq, crcs: self.crcs() }
     }
 
     /// Everything above `after`, with the bodies of new messages.
-    fn update(&self, after: Option<Since>) -> MailboxUpdate {
+    pub(crate) fn update(&self, after: Option<Since>) -> MailboxUpdate {
         let modseq = after.map_or(ModSeq(0), |since| since.modseq);
         let records: Vec<Record> =
             self.snapshot.records.iter().filter(|record| record.modseq > modseq).cloned().collect();
@@ -119,7 +119,7 @@ impl Source {
         }
     }
 
-    fn step(&self, after: Option<Since>) -> Step {
+    pub(crate) fn step(&self, after: Option<Since>) -> Step {
         Step::Mailbox(Box::new(self.update(after)))
     }
 }
@@ -128,7 +128,7 @@ fn session(store: &Arc<dyn ObjectStore>) -> Box<dyn Replica> {
     ArchiveTarget::of(Archive::with_store(store.clone(), "memory:")).open().expect("opens")
 }
 
-fn memory() -> Arc<dyn ObjectStore> {
+pub(crate) fn memory() -> Arc<dyn ObjectStore> {
     Arc::new(InMemory::new())
 }
 

@@ -247,7 +247,8 @@ pub fn mailbox(update: &MailboxUpdate, partition: &Partition, dialect: &Dialect)
         request.count("SINCE_CRC_ANNOT", since.crcs.annot);
     }
     request.raw(" RECORD (");
-    for record in &update.records {
+    // A server dies of a message without a byte. An expunged one does not have to be told: nobody will see it.
+    for record in update.records.iter().filter(|record| record.size > 0 || !record.is_expunged()) {
         record_entry(&mut request, record, &update.user_flags, dialect);
     }
     request.raw("))").end()
@@ -496,7 +497,9 @@ fn record_view(value: &Value, flags: &mut FlagTable) -> Result<Record, &'static 
         ..Record::default()
     };
     for flag in value.field("FLAGS").and_then(Value::as_list).ok_or("FLAGS")? {
-        let Some(name) = flag.as_text() else { continue };
+        // Flags are printed raw: one of that name looks like no value.
+        let name = if *flag == Value::Nil { Some(&b"NIL"[..]) } else { flag.as_text() };
+        let Some(name) = name else { continue };
         match FLAGS.iter().find(|(_, known)| known.as_bytes().eq_ignore_ascii_case(name)) {
             Some((bit, _)) => record.system_flags.0 |= bit,
             None if name.starts_with(b"\\") => {}

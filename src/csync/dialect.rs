@@ -9,6 +9,7 @@ pub enum Generation {
     V25,
     V30,
     V32,
+    V34,
     V36,
     V38,
     V310,
@@ -31,8 +32,18 @@ pub struct Dialect {
     pub unlimited: u64,
     /// UNANNOTATION kills the server process.
     pub unannotation: bool,
-    /// Type letters this generation knows; from 3.6 on an unknown one kills the process.
+    /// Letters of mailboxes that may be sent to it; from 3.6 on an unknown one kills the process. Letters of what is no
+    /// mailbox of the source's own (`r`, `m`, `z`) or none at all any more (`d`) are nobody's: 3.6.1 dies of the one and
+    /// buries a live mailbox under the other.
     pub mbtypes: &'static str,
+    /// A longer value ends the connection (`maxliteral` and its default, 3.4.8 and later).
+    pub max_literal: usize,
+    /// Can be asked for a mailbox by its uniqueid.
+    pub uniqueids: bool,
+    /// After a request it cannot parse it finds the beginning of the next one; others take the rest of a file for commands.
+    pub skips_what_it_cannot_parse: bool,
+    /// Sieve scripts live in a mailbox below INBOX, whatever the commands are that bring them.
+    pub sieve_in_mailbox: bool,
 }
 
 const fn row(generation: Generation) -> Dialect {
@@ -46,43 +57,55 @@ const fn row(generation: Generation) -> Dialect {
         sieve_replace: false,
         unlimited: u32::MAX as u64,
         unannotation: true,
-        mbtypes: "acbspfinrmzd",
+        mbtypes: "acbspfin",
+        max_literal: 131_072,
+        uniqueids: true,
+        skips_what_it_cannot_parse: true,
+        sieve_in_mailbox: true,
     }
 }
 
-const ROWS: [Dialect; 8] = [
+/// What 2.4 to 3.4 have in common.
+const fn old(generation: Generation) -> Dialect {
+    Dialect {
+        max_literal: usize::MAX,
+        skips_what_it_cannot_parse: false,
+        sieve_in_mailbox: false,
+        mbtypes: "acbspin",
+        ..row(generation)
+    }
+}
+
+/// What 2.4 to 3.0 have in common.
+const fn oldest(generation: Generation) -> Dialect {
+    Dialect {
+        annot_crc: AnnotCrc::Old,
+        since: false,
+        savedate: false,
+        intermediates: false,
+        uniqueids: false,
+        ..old(generation)
+    }
+}
+
+const ROWS: [Dialect; 9] = [
     Dialect {
         annot_crc: AnnotCrc::None,
         annotations_inside: false,
-        since: false,
-        savedate: false,
-        intermediates: false,
         unlimited: u64::MAX,
         unannotation: false,
         mbtypes: "",
-        ..row(Generation::V24)
+        ..oldest(Generation::V24)
     },
-    Dialect {
-        annot_crc: AnnotCrc::Old,
-        since: false,
-        savedate: false,
-        intermediates: false,
-        mbtypes: "acnrmzd",
-        ..row(Generation::V25)
-    },
-    Dialect {
-        annot_crc: AnnotCrc::Old,
-        since: false,
-        savedate: false,
-        intermediates: false,
-        mbtypes: "acbnrmzd",
-        ..row(Generation::V30)
-    },
-    Dialect { mbtypes: "acbspinrmzd", ..row(Generation::V32) },
+    Dialect { mbtypes: "acn", ..oldest(Generation::V25) },
+    Dialect { mbtypes: "acbn", ..oldest(Generation::V30) },
+    old(Generation::V32),
+    // 3.4.8 and later read no longer value.
+    Dialect { max_literal: 131_072, ..old(Generation::V34) },
     Dialect { sieve_replace: true, ..row(Generation::V36) },
-    Dialect { sieve_replace: true, mbtypes: "acbspfjinrmzd", ..row(Generation::V38) },
-    Dialect { mbtypes: "acbspfjinrmzd", ..row(Generation::V310) },
-    Dialect { mbtypes: "acbspfjinrmzd", ..row(Generation::V312) },
+    Dialect { sieve_replace: true, mbtypes: "acbspfjin", ..row(Generation::V38) },
+    Dialect { mbtypes: "acbspfjin", ..row(Generation::V310) },
+    Dialect { mbtypes: "acbspfjin", ..row(Generation::V312) },
 ];
 
 impl Dialect {
@@ -113,7 +136,8 @@ pub fn generation_of(banner: &str) -> Option<Generation> {
         (2, 4) => Generation::V24,
         (2, 5) => Generation::V25,
         (3, 0) => Generation::V30,
-        (3, 1..=5) => Generation::V32,
+        (3, 1..=3) => Generation::V32,
+        (3, 4..=5) => Generation::V34,
         (3, 6..=7) => Generation::V36,
         (3, 8..=9) => Generation::V38,
         (3, 10..=11) => Generation::V310,
@@ -144,5 +168,14 @@ mod tests {
             assert_eq!(Dialect::of(row.generation), row);
         }
         assert!(!Dialect::of(Generation::V24).unannotation);
+        for version in ["2.4.22", "2.5.17", "3.0.18", "3.2.12", "3.4.9", "3.6.7", "3.8.6", "3.10.3", "3.12.3"] {
+            let generation = generation_of(&format!("* OK b.example Cyrus sync server {version}")).expect("known");
+            let row = Dialect::of(generation);
+            let number = format!("{generation:?}").replacen('V', "", 1);
+            assert_eq!(version.replace('.', "").get(..number.len()), Some(&*number));
+            let new = generation >= Generation::V32;
+            assert_eq!([row.since, row.savedate, row.intermediates, row.uniqueids], [new; 4], "{version}");
+            assert!(!row.mbtypes.contains(['r', 'm', 'z', 'd']), "{version}");
+        }
     }
 }

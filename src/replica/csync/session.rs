@@ -165,7 +165,7 @@ impl Session {
             _ if text.contains("Mailbox does not exist") => ReplicaError::NoSuchMailbox(text),
             _ if text.contains("Mailbox is locked") => ReplicaError::Locked(text),
             // Before 3.6 a server skips to the next line end only, and takes the rest of a file for commands.
-            _ if text.contains("Failed to parse") && self.dialect.generation < Generation::V36 => self.lost(text),
+            _ if text.contains("Failed to parse") && !self.dialect.skips_what_it_cannot_parse => self.lost(text),
             _ => ReplicaError::Refused(text),
         }
     }
@@ -179,7 +179,7 @@ impl Session {
             return Ok(Dialect::of(Generation::V36));
         }
         for (probe, generation) in
-            [(&b"GET UNIQUEIDS (spooltap)\r\n"[..], Generation::V32), (b"GET meta spooltap\r\n", Generation::V30)]
+            [(&b"GET UNIQUEIDS (spooltap)\r\n"[..], Generation::V34), (b"GET meta spooltap\r\n", Generation::V30)]
         {
             match self.line(probe) {
                 Ok(()) | Err(ReplicaError::NoSuchMailbox(_)) => return Ok(Dialect::of(generation)),

@@ -1,7 +1,6 @@
 //! Sieve scripts by the SIEVE commands, around what single releases do with them.
 
 use super::session::Session;
-use crate::csync::Generation;
 use crate::csync::command::{self, Untagged};
 use crate::model::{MboxName, MessageGuid, ReplicaError, SieveName, UserId, UserMeta};
 use sha1::{Digest, Sha1};
@@ -90,7 +89,7 @@ impl Session {
             Ok(()) | Err(ReplicaError::Refused(_)) => {}
             Err(error) => return Err(error),
         }
-        if self.dialect.generation < Generation::V36 {
+        if !self.dialect.sieve_in_mailbox {
             // The compiled script is a file of its own there.
             return match self.sieve_file("UNSIEVE", user, &bytecode_file(name)) {
                 Err(ReplicaError::Refused(_)) => Ok(()),
@@ -124,7 +123,7 @@ impl Session {
     /// From 3.6 on scripts live in a mailbox below INBOX, which a session that speaks of scripts does not see. When INBOX
     /// goes it stays, and INBOX with it as a place holder. With the last script gone, both may follow.
     pub(super) fn drop_empty_sieve(&mut self, user: &UserId) -> Result<(), ReplicaError> {
-        if self.dialect.generation < Generation::V36 || self.sieve_mailboxes {
+        if !self.dialect.sieve_in_mailbox || self.sieve_mailboxes {
             return Ok(());
         }
         let inbox = user.inbox();

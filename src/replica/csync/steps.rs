@@ -1,5 +1,6 @@
 //! Every step of the seam, and everything that can be asked.
 
+use super::guard;
 use super::session::{Session, There};
 use super::update::no_partition;
 use crate::csync::command;
@@ -22,31 +23,43 @@ impl Session {
         let partition = self.partition(partition);
         self.look_at(&[from.clone(), to.clone()])?;
         let (old, new) = self.known(|known| (known.mailboxes.get(from).cloned(), known.mailboxes.get(to).cloned()));
-        if let Some(there) = &new
-            && there.uniqueid == *uniqueid
-            && (there.partition == partition || partition.is_empty() || there.intermediate)
-        {
-            // Said before, and the answer was lost; or two partitions of the source are one there.
+        let there = match (old, new) {
+            // Said before, in part or as a whole, and the answer was lost.
+            (_, Some(new)) if new.uniqueid == *uniqueid => new,
+            (None, _) => return Err(ReplicaError::NoSuchMailbox(from.to_string())),
+            (Some(old), _) if old.uniqueid != *uniqueid => return Err(other_id(from, &old, uniqueid)),
+            (Some(_), Some(new)) if !new.intermediate => return Err(other_id(to, &new, uniqueid)),
+            (Some(old), _) => {
+                self.rename_request(from, to, &old.partition, uidvalidity)?;
+                old
+            }
+        };
+        // A server that is told both at once changes the name only, and says OK (seen on 3.6.1).
+        if there.intermediate || partition.is_empty() || there.partition == partition {
             return Ok(());
         }
-        match old {
-            None => return Err(ReplicaError::NoSuchMailbox(from.to_string())),
-            Some(there) if there.uniqueid != *uniqueid => return Err(other_id(from, &there, uniqueid)),
-            Some(_) => {}
-        }
-        if let Some(there) = new.filter(|there| from != to && !there.intermediate) {
-            return Err(other_id(to, &there, uniqueid));
-        }
-        self.known(|known| known.mailboxes.remove(from));
-        self.known(|known| known.mailboxes.remove(to));
         let known_partition = self.known(|known| known.partitions.contains(&partition));
-        match self.line(&command::rename(from, to, &partition, uidvalidity)) {
+        match self.rename_request(to, to, &partition, uidvalidity) {
             Err(ReplicaError::Refused(text)) if !known_partition => {
-                Err(ReplicaError::Refused(format!("{from} to {to}: {text}; {}", no_partition(&partition))))
+                Err(ReplicaError::Refused(format!("{text}; {}", no_partition(&partition))))
             }
-            Err(ReplicaError::Refused(text)) => Err(ReplicaError::Refused(format!("{from} to {to}: {text}"))),
             other => other,
         }
+    }
+
+    fn rename_request(
+        &mut self,
+        from: &MboxName,
+        to: &MboxName,
+        partition: &Partition,
+        uidvalidity: u32,
+    ) -> Result<(), ReplicaError> {
+        self.known(|known| known.mailboxes.remove(from));
+        self.known(|known| known.mailboxes.remove(to));
+        self.line(&command::rename(from, to, partition, uidvalidity)).map_err(|error| match error {
+            ReplicaError::Refused(text) => ReplicaError::Refused(format!("{from} to {to}: {text}")),
+            other => other,
+        })
     }
 
     fn remove(&mut self, uniqueid: &UniqueId, name: &MboxName) -> Result<(), ReplicaError> {
@@ -111,7 +124,7 @@ impl Replica for Session {
     }
 
     fn view_uniqueid(&mut self, id: &UniqueId) -> Result<Option<MailboxView>, ReplicaError> {
-        if self.dialect.generation < crate::csync::dialect::Generation::V32 {
+        if !self.dialect.uniqueids {
             return Ok(None);
         }
         let mut views = self.account(&command::get_uniqueid(id))?.mailboxes;
@@ -133,6 +146,9 @@ impl Replica for Session {
     }
 
     fn apply(&mut self, step: &Step, bodies: &dyn BodySource) -> Result<(), ReplicaError> {
+        if let Some(reason) = guard::refuse(step, &self.dialect) {
+            return Err(ReplicaError::Refused(reason));
+        }
         match step {
             Step::Mailbox(update) => self.mailbox(update, bodies),
             Step::Rename { uniqueid, from, to, partition, uidvalidity } => {
@@ -156,12 +172,6 @@ impl Replica for Session {
             },
             Step::ServerAnnotation(annotation) => self.annotation(b"", annotation),
             Step::RemoveServerAnnotation { entry, userid } => {
-                if !self.dialect.unannotation {
-                    return Err(ReplicaError::Refused(
-                        "removing a server annotation would kill this release of sync_server; remove it there by hand"
-                            .into(),
-                    ));
-                }
                 let fields: [(&str, &[u8]); 3] = [("MBOXNAME", b""), ("ENTRY", entry), ("USERID", userid.as_bytes())];
                 self.line(&command::apply_fields("UNANNOTATION", &fields))
             }

@@ -1,6 +1,5 @@
 //! One mailbox: its message files first, checked against their GUIDs, then the mailbox itself.
 
-use super::guard;
 use super::session::{Session, There};
 use crate::csync::command::{self, Untagged};
 use crate::model::{
@@ -25,10 +24,9 @@ impl Session {
     pub(super) fn mailbox(&mut self, update: &MailboxUpdate, bodies: &dyn BodySource) -> Result<(), ReplicaError> {
         let name = &update.head.name;
         let partition = self.partition(&update.head.partition);
-        if let Some(reason) = guard::refuse(update, &self.dialect) {
-            return Err(ReplicaError::Refused(reason));
-        }
-        if !update.head.mbtype.is_intermediate() {
+        if update.head.mbtype.is_intermediate() {
+            self.make_room(update)?;
+        } else {
             self.prepare(update, &partition, bodies)?;
         }
         let known = self.known(|known| known.mailboxes.remove(name));
@@ -57,6 +55,23 @@ impl Session {
             self.restart()?;
         }
         Ok(())
+    }
+
+    /// A place holder said over a live mailbox buries it, whatever its uniqueid, and the server says OK (seen on 3.6.1). So
+    /// a mailbox of this uniqueid is removed by name first, as the source has done, and any other is in the way.
+    fn make_room(&mut self, update: &MailboxUpdate) -> Result<(), ReplicaError> {
+        let (name, id) = (&update.head.name, &update.head.uniqueid);
+        match self.look(name)?.filter(|there| !there.intermediate) {
+            None => Ok(()),
+            Some(there) if there.uniqueid == *id => {
+                self.known(|known| known.mailboxes.remove(name));
+                self.line(&command::apply("UNMAILBOX", name.as_bytes()))
+            }
+            Some(there) => Err(ReplicaError::Moved(format!(
+                "{name} is to be a place holder, but is mailbox {} there, with mail",
+                there.uniqueid
+            ))),
+        }
     }
 
     /// Uploads what the update needs, once it is certain that the server survives both.
@@ -337,6 +352,14 @@ fn hash_body(
         hash.update(bytes);
         pass(bytes)?;
         left = left.saturating_sub(count as u64);
+    }
+    let more = open.reader.read(buffer.get_mut(..1).unwrap_or_default());
+    if more.map_err(|error| body_error(body, Disposition::RetrySoon, &format!("cannot be read: {error}")))? > 0 {
+        return Err(body_error(
+            body,
+            Disposition::Quarantine,
+            &format!("has not the {} bytes of its record", body.size),
+        ));
     }
     if hash.finalize().as_slice() != body.guid.0 {
         return Err(body_error(
