@@ -8,6 +8,8 @@ mod demo;
 mod kill;
 #[path = "archive/replays.rs"]
 mod replays;
+#[path = "archive/restore.rs"]
+mod restore;
 #[path = "archive/steps.rs"]
 mod steps;
 

@@ -37,10 +37,13 @@ pub(super) struct PushArgs {
     /// Look at the replica itself instead of trusting the receipts
     #[arg(long)]
     compare: bool,
+    /// Take the mail from this archive instead of the live spool: file:///DIR
+    #[arg(long, value_name = "URL")]
+    from: Option<String>,
 }
 
 pub(super) fn push(common: &Common, args: &PushArgs) -> Outcome {
-    let setup = Setup::open(common, true)?;
+    let setup = Setup::open_from(common, args.from.as_deref())?;
     let state = setup.state()?;
     // What is wrong with a replica is told once and before anything is read.
     for target in setup.replica_targets()? {
@@ -56,9 +59,8 @@ pub(super) fn push(common: &Common, args: &PushArgs) -> Outcome {
         allow_removals: setup.config.allow_removals,
         ..Options::default()
     };
-    let store: Arc<dyn MailStore> = setup.store.clone();
     let started = Instant::now();
-    let engine = Engine::start(store, setup.targets(&state)?, &options, sink);
+    let engine = Engine::start(setup.store.clone(), setup.targets(&state)?, &options, sink);
     choose(&setup, &engine, args)?;
     bar.set_length(engine.stats().iter().map(|stats| (stats.queue.pending + stats.queue.running) as u64).sum());
     let worked = loop {
@@ -105,7 +107,7 @@ pub(super) fn push(common: &Common, args: &PushArgs) -> Outcome {
     Ok(if failed.is_empty() { Exit::Ok } else { Exit::Differs })
 }
 
-fn choose(setup: &Setup, engine: &Engine, args: &PushArgs) -> Result<(), Failure> {
+fn choose(setup: &Setup<dyn MailStore>, engine: &Engine, args: &PushArgs) -> Result<(), Failure> {
     let prefix = setup.store.deleted_prefix();
     if args.which.all {
         if args.compare {

@@ -1,52 +1,102 @@
 //! What every subcommand that works on a source needs: configuration, the opened source, state, replicas.
 
 use super::{Common, Exit, Failure};
+use crate::archive::{Archive, ArchiveStore};
 use crate::capture;
-use crate::config::{Config, Credentials, Raw, ReplicaConfig};
+use crate::config::{Config, Credentials, DEFAULT_STATE, Raw, ReplicaConfig};
+use crate::cyrus::imapd_conf::ImapdConf;
 use crate::engine;
-use crate::model::{MailStore, ReplicaError, ReplicaTarget};
-use crate::spool::{LiveSpool, open_store};
+use crate::model::{MailStore, ReplicaError, ReplicaTarget, StoreError};
+use crate::spool::{LiveSpool, open_store, read_conf};
 use crate::state::State;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-pub(super) struct Setup {
+/// Other sources than the live spool: URL schemes and what opens them.
+const SOURCES: &[(&str, OpenSource)] =
+    &[("file", |url| Ok(Arc::new(ArchiveStore::open(Archive::open(url).map_err(StoreError::from)?)?)))];
+
+type OpenSource = fn(&str) -> Result<Arc<dyn MailStore>, StoreError>;
+
+pub(super) struct Setup<S: ?Sized = LiveSpool> {
     pub config: Config,
-    pub store: Arc<LiveSpool>,
+    pub store: Arc<S>,
 }
 
 impl Setup {
+    /// With the live spool that imapd.conf describes.
     pub(super) fn open(common: &Common, need_replica: bool) -> Result<Self, Failure> {
-        let faulty = |text: String| Failure::new(Exit::Config, anyhow::anyhow!(text));
-        let file = match &common.config {
-            Some(path) => Raw::read(path).map_err(faulty)?,
-            None => Raw::default(),
-        };
-        let raw = file.overlay(Raw {
-            imapd_conf: common.imapd_conf.clone(),
-            channel: common.channel.clone(),
-            state: common.state.clone(),
-            replica: common.replica.clone(),
-            password_file: common.password_file.clone(),
-            compress: common.compress.clone(),
-            lanes: common.lanes,
-            allow_removals: common.allow_removals.then_some(true),
-            ..Raw::default()
-        });
+        let raw = typed(common)?;
         let path = raw.imapd_conf.clone().unwrap_or_else(|| "/etc/imapd.conf".into());
         let store = open_store(&path).map_err(|error| Failure::new(Exit::Source, error))?;
-        let credentials =
-            Credentials::gather(raw.password_file.as_deref()).map_err(|faults| Failure::new(Exit::Config, faults))?;
-        let conf = store.conf();
-        let look = |key: &str| match raw.channel.as_deref() {
-            Some(channel) => conf.for_service(channel, key).map(str::to_owned),
-            None => conf.get(key).map(str::to_owned),
-        };
-        let config = Config::check(&raw, &credentials, &look, need_replica)
-            .map_err(|faults| Failure::new(Exit::Config, faults))?;
+        let config = checked(&raw, Some(store.conf()), need_replica)?;
         Ok(Self { config, store: Arc::new(store) })
     }
 
+    pub(super) fn capture_settings(&self) -> capture::Settings {
+        capture::Settings { quiet: self.config.quiet, most: self.config.most, ..Default::default() }
+    }
+
+    /// Directories that capture watches.
+    pub(super) fn watched_roots(&self) -> Vec<PathBuf> {
+        capture::Roots::from(self.store.layout()).watched().into_iter().map(|(path, _)| path).collect()
+    }
+}
+
+impl Setup<dyn MailStore> {
+    /// With the source of this URL, or else the live spool.
+    pub(super) fn open_from(common: &Common, from: Option<&str>) -> Result<Self, Failure> {
+        let Some(url) = from else {
+            let Setup { config, store } = Setup::open(common, true)?;
+            return Ok(Self { config, store });
+        };
+        let mut raw = typed(common)?;
+        // Receipts of another source are another state: those of the live spool stay where they are.
+        let state = raw.state.take().unwrap_or_else(|| DEFAULT_STATE.into());
+        let name = blake3::hash(url.as_bytes()).to_hex();
+        raw.state = Some(state.join(format!("from-{}", name.get(..16).unwrap_or_default())));
+        // An archive needs no Cyrus beside it; an imapd.conf that is named is asked for sync_host and the like.
+        let conf = raw.imapd_conf.as_deref().map(read_conf).transpose();
+        let config = checked(&raw, conf.map_err(|error| Failure::new(Exit::Config, error))?.as_ref(), true)?;
+        let scheme = url.split_once("://").map_or("", |(scheme, _)| scheme);
+        let Some((_, open)) = SOURCES.iter().find(|(name, _)| *name == scheme) else {
+            return Err(Failure::new(Exit::Config, anyhow::anyhow!("{url}: unknown kind of source; use file:///DIR")));
+        };
+        let store = open(url).map_err(|error| Failure::new(Exit::Source, error))?;
+        Ok(Self { config, store })
+    }
+}
+
+/// The file and the command line laid over it.
+fn typed(common: &Common) -> Result<Raw, Failure> {
+    let file = match &common.config {
+        Some(path) => Raw::read(path).map_err(|text| Failure::new(Exit::Config, anyhow::anyhow!(text)))?,
+        None => Raw::default(),
+    };
+    Ok(file.overlay(Raw {
+        imapd_conf: common.imapd_conf.clone(),
+        channel: common.channel.clone(),
+        state: common.state.clone(),
+        replica: common.replica.clone(),
+        password_file: common.password_file.clone(),
+        compress: common.compress.clone(),
+        lanes: common.lanes,
+        allow_removals: common.allow_removals.then_some(true),
+        ..Raw::default()
+    }))
+}
+
+fn checked(raw: &Raw, conf: Option<&ImapdConf>, need_replica: bool) -> Result<Config, Failure> {
+    let credentials =
+        Credentials::gather(raw.password_file.as_deref()).map_err(|faults| Failure::new(Exit::Config, faults))?;
+    let look = |key: &str| match raw.channel.as_deref() {
+        Some(channel) => conf?.for_service(channel, key).map(str::to_owned),
+        None => conf?.get(key).map(str::to_owned),
+    };
+    Config::check(raw, &credentials, &look, need_replica).map_err(|faults| Failure::new(Exit::Config, faults))
+}
+
+impl<S: MailStore + ?Sized> Setup<S> {
     /// Our state; locked for this process.
     pub(super) fn state(&self) -> Result<State, Failure> {
         let identity = self.store.identity().map_err(|error| Failure::new(Exit::Source, error))?;
@@ -73,15 +123,6 @@ impl Setup {
             .zip(&self.config.replicas)
             .map(|(target, replica)| (target, state.replica(&replica.url)))
             .collect())
-    }
-
-    pub(super) fn capture_settings(&self) -> capture::Settings {
-        capture::Settings { quiet: self.config.quiet, most: self.config.most, ..Default::default() }
-    }
-
-    /// Directories that capture watches.
-    pub(super) fn watched_roots(&self) -> Vec<PathBuf> {
-        capture::Roots::from(self.store.layout()).watched().into_iter().map(|(path, _)| path).collect()
     }
 }
 

@@ -3,7 +3,7 @@
 use super::setup::Setup;
 use super::{Common, Exit, Failure, Outcome};
 use crate::engine::{Lane, verify as engine_verify};
-use crate::model::{MailStore, UserId};
+use crate::model::UserId;
 use clap::Args;
 use std::io::Write;
 
@@ -12,10 +12,13 @@ pub(super) struct VerifyArgs {
     /// Only these users
     #[arg(short = 'u', long = "user", value_name = "USER", num_args = 1..)]
     users: Vec<String>,
+    /// Compare the replica with this archive instead of the live spool: file:///DIR
+    #[arg(long, value_name = "URL")]
+    from: Option<String>,
 }
 
 pub(super) fn verify(common: &Common, args: &VerifyArgs) -> Outcome {
-    let setup = Setup::open(common, true)?;
+    let setup = Setup::open_from(common, args.from.as_deref())?;
     let state = setup.state_if_free();
     let lanes: Vec<Lane> = args.users.iter().map(|user| Lane::User(UserId::from(user.as_str()))).collect();
     let lanes = (!lanes.is_empty()).then_some(lanes);
@@ -26,7 +29,7 @@ pub(super) fn verify(common: &Common, args: &VerifyArgs) -> Outcome {
         let bar = super::setup::bar(common.json, "lanes");
         let replica_state = state.as_ref().map(|state| state.replica(&setup.config.replicas[index].url));
         let report = engine_verify(
-            &*setup.store as &dyn MailStore,
+            &*setup.store,
             &mut *session,
             &target.capabilities(),
             replica_state.as_ref(),

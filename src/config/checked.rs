@@ -7,6 +7,9 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 use zeroize::Zeroizing;
 
+/// Where our state is, unless somebody says otherwise.
+pub const DEFAULT_STATE: &str = "/var/lib/spooltap";
+
 /// A password. Never printed, wiped when dropped.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Secret(Zeroizing<String>);
@@ -238,7 +241,7 @@ impl Config {
             .collect();
         Ok(Self {
             imapd_conf: raw.imapd_conf.clone().unwrap_or_else(|| "/etc/imapd.conf".into()),
-            state: raw.state.clone().unwrap_or_else(|| "/var/lib/spooltap".into()),
+            state: raw.state.clone().unwrap_or_else(|| DEFAULT_STATE.into()),
             replicas,
             lanes,
             quiet: Duration::from_millis(quiet),

@@ -4,5 +4,5 @@
 mod checked;
 mod raw;
 
-pub use checked::{Compress, Config, ConfigFault, ConfigFaults, Credentials, ReplicaConfig, Secret};
+pub use checked::{Compress, Config, ConfigFault, ConfigFaults, Credentials, DEFAULT_STATE, ReplicaConfig, Secret};
 pub use raw::Raw;

@@ -9,7 +9,7 @@ mod store;
 mod users;
 
 pub use layout::Layout;
-pub use store::{LiveSpool, open_store};
+pub use store::{LiveSpool, open_store, read_conf};
 
 use crate::cyrus::FormatError;
 use crate::model::{Disposition, StoreError};

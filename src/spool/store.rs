@@ -43,15 +43,21 @@ struct List {
 const SHAPE: [&str; 6] =
     ["configdirectory", "hashimapspool", "fulldirhash", "mboxlist_db_path", "annotation_db_path", "sievedir"];
 
-/// Opens the store that an imapd.conf describes.
-pub fn open_store(conf_path: &Path) -> Result<LiveSpool, StoreError> {
+/// Reads an imapd.conf with all that it includes.
+pub fn read_conf(conf_path: &Path) -> Result<ImapdConf, StoreError> {
     let fault = |text: String| StoreError::new(Disposition::Stop, text);
     // Old files have comments in any character set.
     let read = |path: &Path| std::fs::read(path).map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
     let text =
         read(conf_path).map_err(|error| fault(format!("{}: {error}; name the file with -C", conf_path.display())))?;
-    let conf = ImapdConf::parse(&text, &mut |path| read(Path::new(path)).map_err(|error| error.to_string()))
-        .map_err(|error| fault(format!("{}: {error}", conf_path.display())))?;
+    ImapdConf::parse(&text, &mut |path| read(Path::new(path)).map_err(|error| error.to_string()))
+        .map_err(|error| fault(format!("{}: {error}", conf_path.display())))
+}
+
+/// Opens the store that an imapd.conf describes.
+pub fn open_store(conf_path: &Path) -> Result<LiveSpool, StoreError> {
+    let fault = |text: String| StoreError::new(Disposition::Stop, text);
+    let conf = read_conf(conf_path)?;
     let layout = Layout::new(&conf).map_err(|error| fault(format!("{}: {error}", conf_path.display())))?;
     for key in
         SHAPE.into_iter().map(str::to_owned).chain(conf.named("partition").map(|(p, _)| format!("partition-{p}")))
