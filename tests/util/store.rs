@@ -54,11 +54,16 @@ pub fn store_in(folder: &Path, name: &str) -> Store {
 
 /// Names of the stores in `fixtures/spools`.
 pub fn stores() -> Vec<String> {
-    let files = fs::read_dir(fixtures().join("spools")).expect("fixtures").flatten();
+    stores_in(&fixtures().join("spools")).into_iter().map(|(_, name)| name).collect()
+}
+
+/// The stores in a folder, sorted, each with that folder.
+pub fn stores_in(folder: &Path) -> Vec<(PathBuf, String)> {
+    let files = fs::read_dir(folder).into_iter().flatten().flatten();
     let names = files.filter_map(|file| file.file_name().to_str()?.strip_suffix(".tar.xz").map(ToOwned::to_owned));
-    let mut names: Vec<String> = names.collect();
-    names.sort();
-    names
+    let mut stores: Vec<_> = names.map(|name| (folder.to_owned(), name)).collect();
+    stores.sort();
+    stores
 }
 
 /// Folders of recordings below these folders, or these folders themselves; sorted, each name once.
