@@ -11,6 +11,8 @@ mod history;
 mod inspect;
 #[path = "formats/mailboxes.rs"]
 mod mailboxes;
+#[path = "formats/parsers.rs"]
+mod parsers;
 #[path = "formats/store.rs"]
 mod store;
 #[path = "formats/versions.rs"]

@@ -119,6 +119,11 @@ pub fn crc32(data: &[u8]) -> u32 {
     crc32fast::hash(data)
 }
 
+/// A stored checksum is right. Under a fuzzer every one is, or it would never get past the first.
+pub fn crc_holds(stored: u32, computed: u32) -> bool {
+    stored == computed || cfg!(fuzzing)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

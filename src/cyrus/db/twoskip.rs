@@ -8,7 +8,7 @@
 
 use super::follow::{Edit, FollowError, ReadAt};
 use super::{Backend, Fault, FormatError, Kind, Loaded, MAGIC, Map, Mark, Order};
-use crate::cyrus::bytes::{Cursor, crc32};
+use crate::cyrus::bytes::{Cursor, crc_holds, crc32};
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Bound;
@@ -58,7 +58,7 @@ fn header(bytes: &[u8]) -> Result<Header, FormatError> {
     let version = cursor.u32()?;
     let (generation, records, _repack_size, end, flags) =
         (cursor.u64()?, cursor.u64()?, cursor.u64()?, cursor.u64()?, cursor.u32()?);
-    if cursor.clone().u32()? != crc32(all.get(..60).unwrap_or_default()) {
+    if !crc_holds(cursor.clone().u32()?, crc32(all.get(..60).unwrap_or_default())) {
         return Err(cursor.fault(Fault::Torn("crc of the header is wrong")));
     }
     if version != 1 {
@@ -111,7 +111,7 @@ fn entry<'a>(cursor: &mut Cursor<'a>) -> Result<Entry<'a>, FormatError> {
     let head = head(cursor)?;
     let head_bytes = start.rest().len().saturating_sub(cursor.remaining());
     let (head_crc, tail_crc) = (cursor.u32()?, cursor.u32()?);
-    if head_crc != crc32(start.rest().get(..head_bytes).unwrap_or_default()) {
+    if !crc_holds(head_crc, crc32(start.rest().get(..head_bytes).unwrap_or_default())) {
         // Pointers and this checksum are rewritten in place.
         return Err(start.fault(Fault::Torn("crc of the record's head is wrong")));
     }
@@ -122,7 +122,7 @@ fn entry<'a>(cursor: &mut Cursor<'a>) -> Result<Entry<'a>, FormatError> {
     cursor.take_u64(used.next_multiple_of(8).saturating_sub(used))?;
     let body_bytes = body.remaining().saturating_sub(cursor.remaining());
     let computed = crc32(body.rest().get(..body_bytes).unwrap_or_default());
-    if tail_crc != computed {
+    if !crc_holds(tail_crc, computed) {
         return Err(body.fault(Fault::Crc { stored: tail_crc, computed }));
     }
     let [first, _] = head.next;

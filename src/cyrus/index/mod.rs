@@ -33,7 +33,7 @@ mod v18;
 mod v19;
 mod v20;
 
-use super::bytes::{array_at, crc32, u32_at};
+use super::bytes::{array_at, crc_holds, crc32, u32_at};
 use super::{Fault, FormatError};
 use crate::model::{MessageGuid, ModSeq, Options, Record, SyncCrcs, SystemFlags, Uid};
 use layout::Slot;
@@ -258,7 +258,7 @@ fn check_crc(part: &'static str, offset: u64, slot: Slot, bytes: &[u8]) -> Resul
         return Err(truncated(part, offset, at.saturating_add(4), bytes.len()));
     };
     let computed = crc32(covered);
-    if stored == computed {
+    if crc_holds(stored, computed) {
         return Ok(());
     }
     Err(FormatError { part, offset: offset.saturating_add(at as u64), fault: Fault::Crc { stored, computed } })
