@@ -11,7 +11,7 @@ use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 /// Longest time from the end of a step to equality.
-const LIMIT: Duration = Duration::from_secs(10);
+const LIMIT: Duration = Duration::from_secs(20);
 
 /// The same after a mark that did not become equal: the recording has failed, the rest is for the report.
 const LIMIT_AFTER_FAULT: Duration = Duration::from_millis(500);

@@ -4,7 +4,7 @@
 use super::diff;
 use super::push::{JobError, Pusher};
 use super::queue::Item;
-use crate::model::{QuotaRoot, ReplicaError, Step, UserId, UserPart};
+use crate::model::{QuotaRoot, Step, UserId, UserPart};
 use crate::state::UserReceipt;
 use std::collections::BTreeSet;
 use std::time::Instant;
@@ -19,10 +19,7 @@ impl Pusher<'_> {
         if !diff::same_limits(mine.as_ref(), theirs.as_ref()) {
             match &mine {
                 Some(limits) => self.apply(&Step::Quota { root: root.clone(), limits: limits.clone() })?,
-                None => match self.apply(&Step::Unquota { root: root.clone() }) {
-                    Ok(()) | Err(JobError::Replica(ReplicaError::NoSuchMailbox(_))) => {}
-                    Err(error) => return Err(error),
-                },
+                None => self.unquota(root)?,
             }
             self.confirmed(&Item::Quota(root.clone()), None, seen_at);
         }

@@ -39,6 +39,14 @@ impl Pusher<'_> {
         let mut base = base_modseq(receipt.as_ref());
         let mut view = receipt.map(|receipt| receipt.view);
         let done = Receipt { entry, fingerprint, source_highestmodseq: raw.head.highestmodseq, seen_at };
+        if let Some(view) = view.as_mut().filter(|view| view.head.quotaroot != raw.head.quotaroot) {
+            // `quota -f`, or a root that came or went: csync has no word for it, and mostly the replica has followed by itself.
+            let there = self.session.view_mailboxes(std::slice::from_ref(&entry.name))?.pop();
+            if let Some(there) = there.filter(|there| there.head.uniqueid == entry.uniqueid) {
+                self.quota_root_again(entry, there.head.quotaroot.as_ref())?;
+            }
+            view.head.quotaroot = raw.head.quotaroot.clone();
+        }
         if rolled_back {
             return self.repair(job, &raw, &done, "the source's modseq went backwards");
         }

@@ -150,7 +150,9 @@ impl Pusher<'_> {
             Some(view) if view.head.uniqueid == *id => {
                 let there = view.head.quotaroot.clone();
                 self.put_view(id, view, Some(old));
-                self.quota_root_again(id, there.as_ref())?;
+                if let Some(entry) = self.source.by_id(id).cloned() {
+                    self.quota_root_again(&entry, there.as_ref())?;
+                }
             }
             _ => self.forget(id),
         }
@@ -171,11 +173,7 @@ impl Pusher<'_> {
             _ => false,
         });
         if let Some(root) = root.filter(|root| !stays && is_below(from, root) && !is_below(to, root)) {
-            match self.apply(&Step::Unquota { root: root.clone() }) {
-                Ok(()) | Err(JobError::Replica(ReplicaError::NoSuchMailbox(_))) => {}
-                Err(error) => return Err(error),
-            }
-            self.shared.state.remove_quota(&root);
+            self.unquota(&root)?;
             self.queue_quota(root);
         }
         let user = from.owner().filter(|_| from.is_inbox());
@@ -193,21 +191,39 @@ impl Pusher<'_> {
     }
 
     /// The mailbox has another quota root there than at the source: only a root that is made anew looks for its mailboxes.
-    fn quota_root_again(&mut self, id: &UniqueId, there: Option<&QuotaRoot>) -> Result<(), JobError> {
-        let Some(entry) = self.source.by_id(id).cloned() else { return Ok(()) };
-        let here = match self.store().mailbox(&entry) {
+    ///
+    /// And it passes over those whose root has a name below its own, even when that root is gone (3.6.1 leaves such a root
+    /// at a renamed mailbox until `quota -f`). They are first taken off it by a root of their own, made and removed again.
+    pub(super) fn quota_root_again(&mut self, entry: &MailboxEntry, there: Option<&QuotaRoot>) -> Result<(), JobError> {
+        let here = match self.store().mailbox(entry) {
             Ok(Some(snapshot)) => snapshot.head.quotaroot,
             _ => return Ok(()),
         };
         let Some(root) = here.filter(|root| there != Some(root)) else { return Ok(()) };
         let Some(limits) = self.store().quota(&root)? else { return Ok(()) };
+        let own = QuotaRoot::new(entry.name.as_bytes());
+        let passed_over = there.is_some_and(|there| is_below(&MboxName::new(there.as_bytes()), &root));
+        if passed_over && own != root && self.store().quota(&own)?.is_none() {
+            self.apply(&Step::Quota { root: own.clone(), limits: limits.clone() })?;
+            self.unquota(&own)?;
+        }
+        self.unquota(&root)?;
+        self.apply(&Step::Quota { root: root.clone(), limits: limits.clone() })?;
+        if !self.shared.dry_run {
+            self.shared.state.put_quota(&root, &limits);
+        }
+        Ok(())
+    }
+
+    /// Takes a root off the replica, which may not have it.
+    pub(super) fn unquota(&mut self, root: &QuotaRoot) -> Result<(), JobError> {
         match self.apply(&Step::Unquota { root: root.clone() }) {
             Ok(()) | Err(JobError::Replica(ReplicaError::NoSuchMailbox(_))) => {}
             Err(error) => return Err(error),
         }
-        self.shared.state.remove_quota(&root);
-        self.apply(&Step::Quota { root: root.clone(), limits: limits.clone() })?;
-        self.shared.state.put_quota(&root, &limits);
+        if !self.shared.dry_run {
+            self.shared.state.remove_quota(root);
+        }
         Ok(())
     }
 
