@@ -63,22 +63,35 @@ pub(super) struct Counters {
     pub events: AtomicU64,
     pub notices: AtomicU64,
     pub overflows: AtomicU64,
-    pub restarts: AtomicU64,
+    proven: Mutex<Option<Instant>>,
 }
+
+impl Counters {
+    /// Everything that changed before this moment has been handed on.
+    pub fn proven(&self) -> Option<Instant> {
+        *lock(&self.proven)
+    }
+}
+
+/// Takes notices; shared by all sources that run.
+pub(super) type Out = Arc<Mutex<Box<dyn FnMut(Vec<Notice>) + Send>>>;
 
 /// Where a source puts what it saw.
 pub struct Feed {
     roots: Roots,
     coalescer: Coalescer,
     tap: Option<Tap>,
-    out: Box<dyn FnMut(Vec<Notice>) + Send>,
+    out: Out,
     most: Duration,
     handed_on_at: Instant,
+    /// Nobody saw what happened between this moment and `armed`.
+    gap_since: Option<Instant>,
+    looked_until: Option<Instant>,
     pub(super) counters: Arc<Counters>,
 }
 
 impl Feed {
-    pub(super) fn new(roots: Roots, settings: &Settings, out: Box<dyn FnMut(Vec<Notice>) + Send>) -> Self {
+    pub(super) fn new(roots: Roots, settings: &Settings, out: Out, gap_since: Option<Instant>) -> Self {
         let coalescer = Coalescer::new(settings.quiet, settings.most);
         Self {
             roots,
@@ -87,7 +100,34 @@ impl Feed {
             out,
             most: settings.most,
             handed_on_at: Instant::now(),
+            gap_since,
+            looked_until: None,
             counters: Arc::default(),
+        }
+    }
+
+    /// Everything is watched: from here on no change goes unnoticed. What happened before, while nobody watched, is
+    /// to be compared.
+    pub fn armed(&mut self, control: &Control) {
+        if let Some(since) = self.gap_since.take() {
+            self.lost(Scope::Everything, since);
+            self.flush();
+        }
+        control.armed();
+    }
+
+    /// All that changed before this moment has been told to this feed.
+    pub fn looked_until(&mut self, moment: Instant) {
+        self.looked_until = Some(moment);
+        self.prove();
+    }
+
+    /// What was looked at is proven once nothing of it is held back.
+    fn prove(&mut self) {
+        if let Some(moment) = self.looked_until
+            && self.coalescer.is_empty()
+        {
+            *lock(&self.counters.proven) = Some(moment);
         }
     }
 
@@ -131,8 +171,9 @@ impl Feed {
     fn give(&mut self, notices: Vec<Notice>) {
         if !notices.is_empty() {
             self.counters.notices.fetch_add(notices.len() as u64, Relaxed);
-            (self.out)(notices);
+            (lock(&self.out))(notices);
         }
+        self.prove();
     }
 
     /// When `hand_on` has something to do next.
@@ -146,8 +187,16 @@ pub struct Control {
     wake: EventFd,
     orders: Mutex<Orders>,
     stopping: AtomicBool,
-    armed: Mutex<bool>,
+    armed: Mutex<Phase>,
     arming: Condvar,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Phase {
+    #[default]
+    Arming,
+    Serving,
+    Ended,
 }
 
 /// What a source has to do now.
@@ -173,7 +222,7 @@ impl Orders {
     }
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -183,7 +232,7 @@ impl Control {
             wake: EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC)?,
             orders: Mutex::default(),
             stopping: AtomicBool::new(false),
-            armed: Mutex::new(false),
+            armed: Mutex::default(),
             arming: Condvar::new(),
         })
     }
@@ -198,20 +247,29 @@ impl Control {
         orders
     }
 
-    /// The initial set of watches stands.
-    pub fn armed(&self) {
-        *lock(&self.armed) = true;
+    pub(super) fn armed(&self) {
+        *lock(&self.armed) = Phase::Serving;
         self.arming.notify_all();
     }
 
-    pub(super) fn is_armed(&self) -> bool {
-        *lock(&self.armed)
+    /// The source has ended; nothing is to be waited for any more.
+    pub(super) fn ended(&self) {
+        *lock(&self.armed) = Phase::Ended;
+        self.arming.notify_all();
+        // Nobody will answer these.
+        lock(&self.orders).markers.clear();
     }
 
+    /// Everything is watched.
+    pub(super) fn is_serving(&self) -> bool {
+        *lock(&self.armed) == Phase::Serving
+    }
+
+    /// Waits until everything is watched, or the source has ended.
     pub(super) fn wait_armed(&self) {
-        let mut armed = lock(&self.armed);
-        while !*armed {
-            armed = self.arming.wait(armed).unwrap_or_else(PoisonError::into_inner);
+        let mut phase = lock(&self.armed);
+        while *phase == Phase::Arming {
+            phase = self.arming.wait(phase).unwrap_or_else(PoisonError::into_inner);
         }
     }
 
@@ -227,7 +285,12 @@ impl Control {
 
     pub(super) fn marker(&self) -> Receiver<()> {
         let (marker, done) = sync_channel(1);
-        lock(&self.orders).markers.push(marker);
+        {
+            let mut orders = lock(&self.orders);
+            if *lock(&self.armed) != Phase::Ended {
+                orders.markers.push(marker);
+            }
+        }
         self.wake();
         done
     }

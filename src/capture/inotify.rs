@@ -9,6 +9,7 @@
 
 use super::derive::{Reach, Roots};
 use super::feed::{Control, Feed, TouchKind};
+use super::ground::{Ground, Relief};
 use super::mounts::Mounts;
 use super::table::{Dir, Role, Table};
 use super::{CaptureError, Source};
@@ -22,6 +23,7 @@ use std::ffi::OsStr;
 use std::io;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
@@ -84,6 +86,11 @@ struct InotifySource {
     mounts: Mounts,
     /// Watches met by the walk after an overflow; those not met are of directories that are gone.
     met: Option<HashSet<i32>>,
+    /// Looks after directories without a watch; without it they are compared.
+    relief: Option<Arc<Relief>>,
+    has_successor: bool,
+    /// No watch is left, and another source can take over.
+    exhausted: Option<io::Error>,
 }
 
 #[derive(Default)]
@@ -94,17 +101,20 @@ struct Unwatched {
     told: bool,
 }
 
-pub(super) fn open(roots: &Roots) -> Result<Box<dyn Source>, CaptureError> {
+pub(super) fn open(ground: &Ground) -> Result<Box<dyn Source>, CaptureError> {
     let inotify = Inotify::init().map_err(CaptureError::Instances)?;
-    let plan = roots.watched().into_iter().map(|(path, reach)| match reach {
-        Reach::Flat => (path, Role::Flat),
-        Reach::Tree => (path, Role::Tree),
+    let plan = ground.areas.iter().map(|area| match area.reach {
+        Reach::Flat => (area.path.clone(), Role::Flat),
+        Reach::Tree => (area.path.clone(), Role::Tree),
     });
     Ok(Box::new(InotifySource {
         watches: inotify.watches(),
         inotify,
-        roots: roots.clone(),
+        roots: ground.roots.clone(),
         plan: plan.collect(),
+        relief: ground.relief.clone(),
+        has_successor: ground.has_successor,
+        exhausted: None,
         unborn: BTreeSet::new(),
         table: Table::default(),
         buffer: vec![0; BUFFER_BYTES],
@@ -123,9 +133,10 @@ impl Source for InotifySource {
         for root in 0..self.plan.len() {
             self.arm(root, false, feed);
         }
+        self.give_up()?;
         self.count(feed);
         tracing::info!(watches = self.table.len(), elapsed_ms = begun.elapsed().as_millis() as u64, "watching");
-        control.armed();
+        feed.armed(control);
         loop {
             let mounts = self.wait(feed, control)?;
             let orders = control.take();
@@ -152,6 +163,7 @@ impl Source for InotifySource {
             if self.unwatched.retry_at.is_some_and(|at| at <= now) {
                 self.retry(feed);
             }
+            self.give_up()?;
             self.count(feed);
             if orders.wants_all() {
                 feed.flush();
@@ -180,6 +192,11 @@ impl InotifySource {
             Err(Errno::EINTR) => Ok(false),
             Err(errno) => Err(CaptureError::System { what: "poll", cause: errno.into() }),
         }
+    }
+
+    /// Ends this source when watches have run out and another one needs none.
+    fn give_up(&mut self) -> Result<(), CaptureError> {
+        self.exhausted.take().map_or(Ok(()), |cause| Err(CaptureError::Watches(cause)))
     }
 
     fn mounts_changed(&mut self) -> bool {
@@ -270,6 +287,10 @@ impl InotifySource {
         self.plan.get(root).map(|(path, _)| path.as_path()).unwrap_or(Path::new(""))
     }
 
+    fn trees(&self) -> impl Iterator<Item = &Path> {
+        self.plan.iter().filter(|(_, role)| *role == Role::Tree).map(|(path, _)| path.as_path())
+    }
+
     /// Watches one root and all below it; without it, the nearest directory above.
     fn arm(&mut self, root: usize, report: bool, feed: &mut Feed) {
         let Some((path, role)) = self.plan.get(root).cloned() else { return };
@@ -338,6 +359,9 @@ impl InotifySource {
         let mut steps = vec![first];
         let mut walked = 0usize;
         while let Some(step) = steps.pop() {
+            if self.exhausted.is_some() {
+                return;
+            }
             walked += 1;
             if walked.is_multiple_of(SIPHON_EVERY) {
                 // An error comes again at the next read in the main loop, and ends this source there.
@@ -526,6 +550,10 @@ impl InotifySource {
         if errno == Some(Errno::EACCES) && path.file_name().is_some_and(|name| name == "lost+found") {
             return;
         }
+        if errno == Some(Errno::ENOSPC) && self.has_successor {
+            self.exhausted.get_or_insert(error);
+            return;
+        }
         if !self.unwatched.told {
             self.unwatched.told = true;
             let cure = match errno {
@@ -534,12 +562,23 @@ impl InotifySource {
                 Some(Errno::EACCES | Errno::EPERM) => "let this user read and search it",
                 _ => "see the error",
             };
-            tracing::error!(path = %path.display(), %error, cure, "directory cannot be watched, comparing it every 30 s instead");
+            tracing::error!(path = %path.display(), %error, cure, "directory cannot be watched, looking at it again and again instead");
         }
         if self.unwatched.dirs.len() < UNWATCHED_MOST {
             self.unwatched.dirs.insert(path.to_owned());
         } else {
             self.unwatched.all = true;
+        }
+        self.unwatched.retry_at.get_or_insert(now + RETRY);
+        if let Some(relief) = &self.relief {
+            let asked: Vec<&Path> = match self.unwatched.all {
+                true => self.trees().collect(),
+                false => vec![path],
+            };
+            if asked.into_iter().filter(|path| relief.ask(path)).count() == 0 {
+                // It is looked after already.
+                return;
+            }
         }
         let scope = match self.roots.derive(path, true) {
             Some(DirtyKey::Mailbox(MailboxRef::Name(name))) if self.unwatched.dirs.len() <= SCOPES_MOST => {
@@ -548,7 +587,6 @@ impl InotifySource {
             _ => Scope::Everything,
         };
         feed.lost(scope, now);
-        self.unwatched.retry_at.get_or_insert(now + RETRY);
     }
 
     /// Tries the unwatched directories again; what fails once more counts as lost once more.
@@ -569,6 +607,14 @@ impl InotifySource {
             if let Some(parent) = parent {
                 self.walk(Step { path, parent: Some(parent), role: Role::Tree, link: false }, true, feed);
             }
+        }
+        if let Some(relief) = &self.relief {
+            // Events of those that have a watch now are seen; what changed before it was told by the walk.
+            let mut still = self.unwatched.dirs.clone();
+            if self.unwatched.all {
+                still.extend(self.trees().map(Path::to_owned));
+            }
+            relief.keep(&still);
         }
         if self.unwatched.retry_at.is_none() {
             self.unwatched.told = false;

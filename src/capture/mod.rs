@@ -4,41 +4,85 @@
 //! A source may lose events, but never hides a loss: it sends `DirtyKey::Rescan` for what it cannot vouch for.
 
 pub mod coalesce;
+mod conductor;
 pub mod derive;
 mod feed;
+mod ground;
 mod inotify;
 mod mounts;
+mod poll;
+mod scan;
 mod table;
 
 pub use coalesce::Coalescer;
+pub use conductor::{CaptureHandle, start};
 pub use derive::{Reach, Roots};
 pub use feed::{Control, Feed, Orders, Tap, TapEvent, TouchKind};
+pub use ground::{Area, FsKind, Ground, fs_kind};
 
-use crate::model::{Disposition, Notice, Scope};
-use feed::Counters;
+use crate::model::Disposition;
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, ppoll};
+use nix::sys::time::TimeSpec;
+use serde::Serialize;
 use std::fmt;
 use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::path::PathBuf;
-use std::sync::Arc;
-use std::sync::atomic::Ordering::Relaxed;
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 /// One way of noticing change; runs on a thread of its own.
 pub trait Source: Send {
-    /// Runs until ordered to stop. Calls `Control::armed` once everything is watched; before it returns `Ok` it has
-    /// handed on all it saw. After an error it is opened anew and everything counts as lost.
+    /// Runs until ordered to stop. Calls `Feed::armed` once everything is watched; before it returns `Ok` it has
+    /// handed on all it saw. After an error everything of its areas counts as lost.
     fn run(&mut self, feed: &mut Feed, control: &Control) -> Result<(), CaptureError>;
 }
 
 /// How a source is called and opened.
 pub struct SourceKind {
     pub name: &'static str,
-    open: fn(&Roots) -> Result<Box<dyn Source>, CaptureError>,
+    /// The kernel tells of every change at once; the others find out by and by.
+    pub prompt: bool,
+    /// Taken by `auto` in the order of the table; the others have to be asked for.
+    pub auto: bool,
+    /// Whether it can serve an area, and why (not).
+    fit: fn(&Ground, &Area) -> Result<String, String>,
+    open: fn(&Ground) -> Result<Box<dyn Source>, CaptureError>,
 }
 
-/// Every source there is; the first is the default.
-pub const SOURCES: &[SourceKind] = &[SourceKind { name: "inotify", open: inotify::open }];
+/// Every source there is, in the order in which `auto` would have them.
+pub const SOURCES: &[SourceKind] = &[
+    SourceKind { name: "inotify", prompt: true, auto: true, fit: local, open: inotify::open },
+    SourceKind { name: "poll", prompt: false, auto: true, fit: any_place, open: poll::open },
+    SourceKind { name: "scan", prompt: false, auto: true, fit: any_place, open: scan::open },
+];
+
+/// The value of `capture` that chooses by itself.
+pub const AUTO: &str = "auto";
+
+fn local(_: &Ground, area: &Area) -> Result<String, String> {
+    match fs_kind(&area.path) {
+        Ok(kind @ FsKind::Remote(_)) => Err(format!("{kind} does not tell what other machines change")),
+        Ok(kind) => Ok(format!("{kind} is local")),
+        // Whoever opens it will say more.
+        Err(error) => Ok(format!("kind of file system unknown: {error}")),
+    }
+}
+
+fn any_place(_: &Ground, _: &Area) -> Result<String, String> {
+    Ok("works on every file system".to_owned())
+}
+
+/// Sleeps until an order comes, `also` can be read, or it is time.
+fn wait(control: &Control, also: Option<BorrowedFd<'_>>, until: Option<Instant>) -> Result<(), CaptureError> {
+    let mut fds = vec![PollFd::new(control.as_fd(), PollFlags::POLLIN)];
+    fds.extend(also.map(|fd| PollFd::new(fd, PollFlags::POLLIN)));
+    let timeout = until.map(|at| TimeSpec::from_duration(at.saturating_duration_since(Instant::now())));
+    match ppoll(&mut fds, timeout, None) {
+        Ok(_) | Err(Errno::EINTR) => Ok(()),
+        Err(errno) => Err(CaptureError::System { what: "poll", cause: errno.into() }),
+    }
+}
 
 /// How long notices are held back, and by what change is noticed.
 #[derive(Clone)]
@@ -47,8 +91,12 @@ pub struct Settings {
     pub quiet: Duration,
     /// … and at the latest this long after its first event.
     pub most: Duration,
-    /// A name from `SOURCES`.
+    /// A name from `SOURCES`, or `AUTO`.
     pub source: String,
+    /// Shortest time between two looks of `poll`.
+    pub poll_every: Duration,
+    /// How often `scan` asks for a comparison.
+    pub scan_every: Duration,
     /// Sees every raw event.
     pub tap: Option<Tap>,
 }
@@ -58,7 +106,9 @@ impl Default for Settings {
         Self {
             quiet: Duration::from_millis(2),
             most: Duration::from_millis(20),
-            source: SOURCES.first().map(|kind| kind.name).unwrap_or_default().to_owned(),
+            source: AUTO.to_owned(),
+            poll_every: Duration::from_secs(1),
+            scan_every: Duration::from_secs(60),
             tap: None,
         }
     }
@@ -66,11 +116,13 @@ impl Default for Settings {
 
 impl fmt::Debug for Settings {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { quiet, most, source, tap } = self;
+        let Self { quiet, most, source, poll_every, scan_every, tap } = self;
         f.debug_struct("Settings")
             .field("quiet", quiet)
             .field("most", most)
             .field("source", source)
+            .field("poll_every", poll_every)
+            .field("scan_every", scan_every)
             .field("tap", &tap.is_some())
             .finish()
     }
@@ -84,6 +136,12 @@ pub enum CaptureError {
     /// EMFILE or ENFILE from `inotify_init`.
     #[error("no inotify instance is left: raise fs.inotify.max_user_instances (sysctl), or the limit of open files")]
     Instances(#[source] io::Error),
+    /// ENOSPC from `inotify_add_watch`.
+    #[error("no inotify watch is left: raise fs.inotify.max_user_watches (sysctl)")]
+    Watches(#[source] io::Error),
+    /// The source that was asked for cannot serve this.
+    #[error("{source_name} cannot watch {}: {why}", path.display())]
+    Unfit { source_name: &'static str, path: PathBuf, why: String },
     #[error("{what}: {cause}")]
     System { what: &'static str, cause: io::Error },
     #[error("{}: {cause}", path.display())]
@@ -94,129 +152,41 @@ impl CaptureError {
     /// What the daemon does about it.
     pub fn disposition(&self) -> Disposition {
         match self {
-            Self::UnknownSource { .. } | Self::Instances(_) => Disposition::Stop,
-            Self::System { .. } | Self::Path { .. } => Disposition::RetrySoon,
+            Self::UnknownSource { .. } | Self::Instances(_) | Self::Unfit { .. } => Disposition::Stop,
+            Self::Watches(_) | Self::System { .. } | Self::Path { .. } => Disposition::RetrySoon,
         }
     }
 }
 
 /// Figures of a running capture.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct CaptureStats {
-    pub source: &'static str,
+    /// The sources at work, each with what it serves.
+    pub sources: Vec<SourceStats>,
     /// The initial set of watches stands.
     pub armed: bool,
     /// Directories watched now.
     pub watches: u64,
-    /// Directories that should be watched and cannot be; they are compared every 30 s instead.
+    /// Directories that got no watch; another source looks after them.
     pub unwatched: u64,
     pub events: u64,
     pub notices: u64,
     /// Times the kernel dropped events.
     pub overflows: u64,
-    /// Times the source failed and was opened anew.
+    /// Times a source failed and was opened anew, or another one took over.
     pub restarts: u64,
 }
 
-/// A running capture; dropping it stops it.
-pub struct CaptureHandle {
-    control: Arc<Control>,
-    counters: Arc<Counters>,
-    source: &'static str,
-    thread: Option<JoinHandle<()>>,
-}
-
-/// How long a source that failed rests before it is opened anew.
-const REST: Duration = Duration::from_secs(1);
-
-/// Starts capturing. `out` is called on the capturing thread: while it blocks, the kernel's queue fills.
-pub fn start(
-    roots: Roots,
-    settings: Settings,
-    out: Box<dyn FnMut(Vec<Notice>) + Send>,
-) -> Result<CaptureHandle, CaptureError> {
-    let kind = SOURCES.iter().find(|kind| kind.name == settings.source).ok_or_else(|| CaptureError::UnknownSource {
-        name: settings.source.clone(),
-        known: SOURCES.iter().map(|kind| kind.name).collect::<Vec<_>>().join(", "),
-    })?;
-    let system = |what| move |cause| CaptureError::System { what, cause };
-    let control = Arc::new(Control::new().map_err(|errno| system("eventfd")(errno.into()))?);
-    let mut source = (kind.open)(&roots)?;
-    let mut feed = Feed::new(roots.clone(), &settings, out);
-    let counters = feed.counters.clone();
-    let theirs = control.clone();
-    let run = move || {
-        loop {
-            match source.run(&mut feed, &theirs) {
-                Ok(()) => break,
-                Err(error) => tracing::error!(source = kind.name, %error, "capture failed, starting it anew"),
-            }
-            feed.counters.restarts.fetch_add(1, Relaxed);
-            // Nobody sees what happens from here to the next arming; the notice is told now and again after it.
-            feed.lost(Scope::Everything, Instant::now());
-            feed.flush();
-            source = loop {
-                std::thread::sleep(REST);
-                if theirs.is_stopping() {
-                    return theirs.armed();
-                }
-                match (kind.open)(&roots) {
-                    Ok(source) => break source,
-                    Err(error) => tracing::error!(source = kind.name, %error, "capture cannot be started"),
-                }
-            };
-            feed.lost(Scope::Everything, Instant::now());
-        }
-        theirs.armed();
-    };
-    let thread = std::thread::Builder::new().name("capture".to_owned()).spawn(run).map_err(system("thread"))?;
-    Ok(CaptureHandle { control, counters, source: kind.name, thread: Some(thread) })
-}
-
-impl CaptureHandle {
-    /// Blocks until the initial set of watches stands: every change from here on is noticed.
-    pub fn wait_armed(&self) {
-        self.control.wait_armed();
-    }
-
-    /// Returns once everything the kernel reported before this call has been given to `out`, held back or not;
-    /// false when the deadline came first. Touches nothing in the source.
-    pub fn drain(&self, deadline: Instant) -> bool {
-        let done = self.control.marker();
-        done.recv_timeout(deadline.saturating_duration_since(Instant::now())).is_ok()
-    }
-
-    /// Hands on what was seen, then ends.
-    pub fn stop(mut self) {
-        self.end();
-    }
-
-    fn end(&mut self) {
-        self.control.stop();
-        if let Some(thread) = self.thread.take()
-            && thread.join().is_err()
-        {
-            tracing::error!(source = self.source, "capture ended in a panic");
-        }
-    }
-
-    pub fn stats(&self) -> CaptureStats {
-        let count = |counter: &std::sync::atomic::AtomicU64| counter.load(Relaxed);
-        CaptureStats {
-            source: self.source,
-            armed: self.control.is_armed(),
-            watches: count(&self.counters.watches),
-            unwatched: count(&self.counters.unwatched),
-            events: count(&self.counters.events),
-            notices: count(&self.counters.notices),
-            overflows: count(&self.counters.overflows),
-            restarts: count(&self.counters.restarts),
-        }
-    }
-}
-
-impl Drop for CaptureHandle {
-    fn drop(&mut self) {
-        self.end();
-    }
+/// Figures of one source.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct SourceStats {
+    pub source: &'static str,
+    /// Why this one serves these areas.
+    pub reason: String,
+    pub areas: Vec<PathBuf>,
+    pub watches: u64,
+    pub unwatched: u64,
+    pub events: u64,
+    pub notices: u64,
+    pub overflows: u64,
 }

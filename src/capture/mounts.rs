@@ -57,6 +57,18 @@ fn real(path: &Path) -> PathBuf {
     }
 }
 
+/// Mount points strictly below `root` that others may change without this kernel's knowledge.
+pub fn remote_below(root: &Path) -> Vec<PathBuf> {
+    let text = std::fs::read("/proc/self/mountinfo").unwrap_or_default();
+    let root = real(root);
+    let lines = text.split(|&byte| byte == b'\n').filter(|line| {
+        let mut fields = line.split(|&byte| byte == b' ').skip_while(|field| *field != b"-").skip(1);
+        fields.next().is_some_and(super::ground::is_remote_name)
+    });
+    let points = lines.flat_map(|line| mount_points(line).map(|(_, point)| point).collect::<Vec<_>>());
+    points.filter(|point| *point != root && point.starts_with(&root)).collect()
+}
+
 /// Mount id and mount point of each line.
 fn mount_points(text: &[u8]) -> impl Iterator<Item = (Vec<u8>, PathBuf)> {
     text.split(|&byte| byte == b'\n').filter_map(|line| {

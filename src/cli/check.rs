@@ -19,6 +19,7 @@ pub(super) fn check(common: &Common) -> Outcome {
             "state": config.state,
             "replicas": config.replicas.iter().map(|replica| &replica.url).collect::<Vec<_>>(),
             "lanes": config.lanes,
+            "capture": config.capture,
             "quiet_ms": config.quiet.as_millis() as u64,
             "most_ms": config.most.as_millis() as u64,
         });
@@ -42,7 +43,8 @@ pub(super) fn check(common: &Common) -> Outcome {
     }
     writeln!(
         out,
-        "capture    inotify; a key is read {} ms after its last event, {} ms after its first at the latest",
+        "capture    {}; a key is read {} ms after its last event, {} ms after its first at the latest",
+        config.capture,
         config.quiet.as_millis(),
         config.most.as_millis()
     )?;

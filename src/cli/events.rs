@@ -66,7 +66,7 @@ pub(super) fn events(common: &Common, args: &EventsArgs) -> Outcome {
         }
     };
     let handle = capture::start(Roots::from(setup.store.layout()), settings, Box::new(out))
-        .map_err(|error| Failure::new(Exit::Source, error))?;
+        .map_err(|error| Failure::new(super::setup::capture_exit(&error), error))?;
     handle.wait_armed();
     let until = args.duration.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
     let printed = print(&received, until.map(|until| Instant::now() + until), common.json);

@@ -36,7 +36,7 @@ pub(super) fn run(common: &Common, args: &RunArgs) -> Outcome {
         setup.capture_settings(),
         Arc::new(super::log::log_event),
     )
-    .map_err(|error| Failure::new(Exit::Source, error))?;
+    .map_err(|error| Failure::new(super::setup::capture_exit(&error), error))?;
     let status = args.status_file.clone().unwrap_or_else(|| setup.config.state.join("status.json"));
     daemon::serve_until_signal(&running, &status)?;
     info!("stopping");

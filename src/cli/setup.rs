@@ -34,7 +34,14 @@ impl Setup {
     }
 
     pub(super) fn capture_settings(&self) -> capture::Settings {
-        capture::Settings { quiet: self.config.quiet, most: self.config.most, ..Default::default() }
+        capture::Settings {
+            quiet: self.config.quiet,
+            most: self.config.most,
+            source: self.config.capture.clone(),
+            poll_every: self.config.poll_every,
+            scan_every: self.config.scan_every,
+            ..Default::default()
+        }
     }
 
     /// Directories that capture watches.
@@ -81,6 +88,7 @@ fn typed(common: &Common) -> Result<Raw, Failure> {
         password_file: common.password_file.clone(),
         compress: common.compress.clone(),
         lanes: common.lanes,
+        capture: common.capture.clone(),
         allow_removals: common.allow_removals.then_some(true),
         ..Raw::default()
     }))
@@ -133,6 +141,14 @@ pub(super) fn replica_failure(error: ReplicaError) -> Failure {
         _ => Exit::Refused,
     };
     Failure::new(exit, error)
+}
+
+/// Exit code by what capture said.
+pub(super) fn capture_exit(error: &capture::CaptureError) -> Exit {
+    match error {
+        capture::CaptureError::UnknownSource { .. } => Exit::Config,
+        _ => Exit::Source,
+    }
 }
 
 /// A progress bar on a terminal, nothing elsewhere.

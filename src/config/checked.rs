@@ -62,6 +62,10 @@ pub struct Config {
     pub lanes: usize,
     pub quiet: Duration,
     pub most: Duration,
+    /// `auto` or the name of a source of capture.
+    pub capture: String,
+    pub poll_every: Duration,
+    pub scan_every: Duration,
     pub shutdown_timeout: Duration,
     pub allow_removals: bool,
 }
@@ -157,6 +161,14 @@ impl Config {
         if most < quiet {
             fault("most_ms", format!("{most} is below quiet_ms {quiet}"), "make it at least quiet_ms");
         }
+        let poll_ms = raw.poll_ms.unwrap_or(1000);
+        if poll_ms < 10 {
+            fault("poll_ms", format!("{poll_ms} is too often"), "use at least 10");
+        }
+        let scan_seconds = raw.scan_seconds.unwrap_or(60);
+        if scan_seconds == 0 {
+            fault("scan_seconds", "0 is too often".into(), "use at least 1");
+        }
         let mut urls = raw.replica.clone();
         let mut realm = raw.realm.clone();
         let mut own_password = None;
@@ -246,6 +258,10 @@ impl Config {
             lanes,
             quiet: Duration::from_millis(quiet),
             most: Duration::from_millis(most),
+            // Which names there are is known where they are opened.
+            capture: raw.capture.clone().unwrap_or_else(|| "auto".into()),
+            poll_every: Duration::from_millis(poll_ms),
+            scan_every: Duration::from_secs(scan_seconds),
             shutdown_timeout: Duration::from_secs(raw.shutdown_timeout_seconds.unwrap_or(20)),
             allow_removals: raw.allow_removals.unwrap_or(false),
         })

@@ -31,6 +31,12 @@ pub struct Raw {
     pub quiet_ms: Option<u64>,
     /// … and at the latest this long after the first. Default 20.
     pub most_ms: Option<u64>,
+    /// How change is noticed: `auto` or the name of a source. Default `auto`.
+    pub capture: Option<String>,
+    /// Shortest time between two looks of the source `poll`. Default 1000.
+    pub poll_ms: Option<u64>,
+    /// How often the source `scan` compares everything. Default 60.
+    pub scan_seconds: Option<u64>,
     /// Time for jobs in flight at stop. Default 20.
     pub shutdown_timeout_seconds: Option<u64>,
     /// Read timeout of a replica's answers. Default: `sync_timeout` or 1800.
@@ -65,6 +71,9 @@ impl Raw {
             lanes,
             quiet_ms,
             most_ms,
+            capture,
+            poll_ms,
+            scan_seconds,
             shutdown_timeout_seconds,
             replica_timeout_seconds,
             allow_removals
