@@ -5,6 +5,8 @@
 
 #[path = "push/listing.rs"]
 mod listing;
+#[path = "push/spoiled.rs"]
+mod spoiled;
 #[path = "push/untouched.rs"]
 mod untouched;
 

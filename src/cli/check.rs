@@ -16,6 +16,7 @@ pub(super) fn check(common: &Common) -> Outcome {
             "imapd_conf": config.imapd_conf,
             "configdirectory": layout.configdirectory,
             "mailboxes": listing.entries.len(),
+            "left_out": listing.unreadable.iter().map(ToString::to_string).collect::<Vec<_>>(),
             "state": config.state,
             "replicas": config.replicas.iter().map(|replica| &replica.url).collect::<Vec<_>>(),
             "lanes": config.lanes,
@@ -27,6 +28,9 @@ pub(super) fn check(common: &Common) -> Outcome {
         return Ok(Exit::Ok);
     }
     writeln!(out, "source     {}: {} mailboxes", config.imapd_conf.display(), listing.entries.len())?;
+    for left_out in &listing.unreadable {
+        writeln!(out, "  left out {left_out}")?;
+    }
     writeln!(out, "  configdirectory {}", layout.configdirectory.display())?;
     for root in setup.watched_roots() {
         writeln!(out, "  watched  {}", root.display())?;

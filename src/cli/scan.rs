@@ -10,7 +10,15 @@ pub(super) fn scan(common: &Common) -> Outcome {
     let state = setup.state()?;
     let listing = setup.store.listing().map_err(|error| Failure::new(Exit::Source, error))?;
     let mut out = std::io::stdout().lock();
-    let mut differs = false;
+    let mut differs = !listing.unreadable.is_empty();
+    for left_out in &listing.unreadable {
+        if common.json {
+            let line = serde_json::json!({ "object": format!("mailbox {}", left_out.name), "reason": left_out.reason });
+            writeln!(out, "{line}")?;
+        } else {
+            writeln!(out, "mailbox {left_out}")?;
+        }
+    }
     for replica in &setup.config.replicas {
         let report = crate::engine::scan(&*setup.store, &state.replica(&replica.url), None)
             .map_err(|error| Failure::new(Exit::Source, error))?;

@@ -394,6 +394,22 @@ impl Engine {
 }
 
 impl Shared {
+    /// With what the list names and nobody can replicate.
+    fn queue_stats(&self) -> QueueStats {
+        let mut stats = self.queue.stats();
+        let source = lock(&self.source).clone();
+        stats.failed.extend(source.listing.unreadable.iter().map(|left_out| Failure {
+            lane: Lane::of(&left_out.name, self.store.deleted_prefix()).to_string(),
+            item: "list".into(),
+            mailbox: Some(left_out.name.to_string()),
+            reason: left_out.reason.clone(),
+            tries: 0,
+            quarantined: true,
+            next_try: None,
+        }));
+        stats
+    }
+
     fn stats(&self) -> ReplicaStats {
         let (confirmed_total, mut recent) = {
             let lags = lock(&self.lags);
@@ -407,7 +423,7 @@ impl Shared {
         ReplicaStats {
             replica: self.target.name(),
             sessions: self.connected.load(Ordering::Relaxed),
-            queue: self.queue.stats(),
+            queue: self.queue_stats(),
             confirmed_total,
             lag_p50_seconds: at(0.5),
             lag_p99_seconds: at(0.99),

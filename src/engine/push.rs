@@ -6,7 +6,7 @@ use super::queue::{Item, Job, Lane, Outcome};
 use super::{Event, Shared};
 use crate::model::{
     Body, BodyRef, BodySource, Capabilities, Disposition, MailStore, MailboxView, MboxName, ModSeq, QuotaRoot, Replica,
-    ReplicaError, Step, StoreError, UniqueId, UserPart,
+    ReplicaError, Step, StoreError, UniqueId, UserMeta, UserPart,
 };
 use crate::state::{MailboxReceipt, UserReceipt};
 use std::collections::{BTreeSet, HashMap, HashSet};
@@ -236,6 +236,8 @@ impl<'a> Pusher<'a> {
         for id in gone {
             self.forget(&id);
         }
+        let there: HashMap<MboxName, UniqueId> =
+            view.mailboxes.iter().map(|view| (view.head.name.clone(), view.head.uniqueid.clone())).collect();
         for mailbox in view.mailboxes {
             let (id, name) = (mailbox.head.uniqueid.clone(), mailbox.head.name.clone());
             let ours = self.source.by_id(&id).is_some()
@@ -258,7 +260,12 @@ impl<'a> Pusher<'a> {
                 for (root, limits) in &view.quotas {
                     self.shared.state.put_quota(root, limits);
                 }
-                self.shared.state.put_user(user, &UserReceipt { meta: view.meta, fingerprint: None });
+                // 3.6 keeps a user's data under the uniqueid of his INBOX: what is there with another is lost with it.
+                let inbox = self.source.by_name(&user.inbox()).map(|entry| &entry.uniqueid);
+                match view.meta == UserMeta::default() || there.get(&user.inbox()) == inbox {
+                    true => self.shared.state.put_user(user, &UserReceipt { meta: view.meta, fingerprint: None }),
+                    false => self.shared.state.remove_user(user),
+                }
             }
             Lane::Server => {
                 let there = self.session.view_server_annotations()?;

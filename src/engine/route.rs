@@ -234,6 +234,7 @@ impl Router {
         let result = remember.and_then(|()| {
             for shared in &self.replicas {
                 let report = super::scan(&*self.store, &shared.state, below)?;
+                drop(shared.source()?);
                 shared.queue.hold(true);
                 if below.is_none() {
                     // First start, or we died the last time and the receipts may be older than the replica.

@@ -67,6 +67,10 @@ pub fn verify(
         verifier.lane(&lane)?;
         progress(done + 1, total);
     }
+    let asked = |name: &MboxName| lanes.is_none_or(|lanes| lanes.contains(&Lane::of(name, prefix)));
+    let left_out = verifier.source.listing.unreadable.iter().filter(|left_out| asked(&left_out.name));
+    let left_out = left_out.map(|left_out| (left_out.name.to_string(), left_out.reason.clone()));
+    verifier.report.unreadable.extend(left_out);
     Ok(verifier.report)
 }
 

@@ -7,6 +7,7 @@ use super::{
 };
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+use std::fmt;
 use std::io::Read;
 use std::sync::Arc;
 
@@ -85,8 +86,22 @@ pub struct Listing {
     pub entries: Vec<Arc<MailboxEntry>>,
     /// Uniqueids of which the store says that they were deleted (2.5 and later keep such tombstones).
     pub tombstones: Vec<UniqueId>,
-    /// Names whose rows cannot be understood. Nothing is known of these mailboxes, least of all that they are gone.
-    pub unreadable: Vec<MboxName>,
+    /// Mailboxes of the list that cannot be replicated. Nothing is known of them, least of all that they are gone.
+    pub unreadable: Vec<LeftOut>,
+}
+
+/// A mailbox that stands in the list and cannot be replicated.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LeftOut {
+    pub name: MboxName,
+    /// What is wrong, and what helps.
+    pub reason: String,
+}
+
+impl fmt::Display for LeftOut {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.name, self.reason)
+    }
 }
 
 /// Cheap mark of a mailbox's on-disk state: equal marks mean nothing to replicate has changed.

@@ -8,10 +8,10 @@ use crate::cyrus::annotations::{self, Userids};
 use crate::cyrus::imapd_conf::ImapdConf;
 use crate::cyrus::mboxlist::{self, Row, Standing};
 use crate::model::{
-    Annotation, BodySource, Disposition, Fingerprint, Listing, MailStore, MailboxEntry, MailboxSnapshot, MboxName,
-    QuotaLimits, QuotaRoot, StoreError, UniqueId, UserId, UserMeta,
+    Annotation, BodySource, Disposition, Fingerprint, LeftOut, Listing, MailStore, MailboxEntry, MailboxSnapshot,
+    MboxName, QuotaLimits, QuotaRoot, StoreError, UniqueId, UserId, UserMeta,
 };
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, hash_map};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -31,7 +31,9 @@ struct List {
     mailboxes: BTreeMap<MboxName, Arc<MailboxEntry>>,
     tombstones: BTreeMap<MboxName, UniqueId>,
     /// By key: rows that could not be understood.
-    unreadable: BTreeMap<Vec<u8>, MboxName>,
+    unreadable: BTreeMap<Vec<u8>, LeftOut>,
+    /// Mailboxes with the uniqueid of another one.
+    clashes: Vec<LeftOut>,
     listing: Option<Arc<Listing>>,
     /// Rows are stored as of 3.6 (`N` and `I` keys).
     modern: bool,
@@ -83,6 +85,29 @@ pub fn open_store(conf_path: &Path) -> Result<LiveSpool, StoreError> {
     Ok(LiveSpool { conf, layout, list: Mutex::default(), annotations: Mutex::default() })
 }
 
+/// A uniqueid is the identity of one mailbox. Copied folders of old stores share one: the first by name keeps it.
+fn unique<'a>(mailboxes: impl Iterator<Item = &'a Arc<MailboxEntry>>) -> (Vec<Arc<MailboxEntry>>, Vec<LeftOut>) {
+    let (mut entries, mut clashes) = (Vec::new(), Vec::new());
+    let mut first: HashMap<&UniqueId, &MboxName> = HashMap::new();
+    for entry in mailboxes {
+        match first.entry(&entry.uniqueid) {
+            hash_map::Entry::Vacant(place) => {
+                place.insert(&entry.name);
+                entries.push(entry.clone());
+            }
+            hash_map::Entry::Occupied(other) => clashes.push(LeftOut {
+                name: entry.name.clone(),
+                reason: format!(
+                    "has the same uniqueid {} as {}; run reconstruct (from 3.0 on: reconstruct -I) on both",
+                    entry.uniqueid,
+                    other.get()
+                ),
+            }),
+        }
+    }
+    (entries, clashes)
+}
+
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -129,11 +154,13 @@ impl LiveSpool {
                 format!("{}: no row of it is about a mailbox; is this the right file?", path.display()),
             ));
         }
-        let listing = Listing {
-            entries: list.mailboxes.values().cloned().collect(),
-            tombstones: list.tombstones.values().cloned().collect(),
-            unreadable: list.unreadable.values().cloned().collect(),
-        };
+        let (entries, clashes) = unique(list.mailboxes.values());
+        for clash in clashes.iter().filter(|clash| !list.clashes.contains(clash)) {
+            warn!(mailbox = %clash.name, reason = clash.reason, "mailbox is left out");
+        }
+        let unreadable = list.unreadable.values().chain(&clashes).cloned().collect();
+        let listing = Listing { entries, tombstones: list.tombstones.values().cloned().collect(), unreadable };
+        list.clashes = clashes;
         list.listing = Some(Arc::new(listing));
         Ok(list)
     }
@@ -164,7 +191,8 @@ impl LiveSpool {
                 } else {
                     MboxName::new(key)
                 };
-                list.unreadable.insert(key.to_vec(), name);
+                let reason = format!("its row in mailboxes.db cannot be read: {error}; run reconstruct on it");
+                list.unreadable.insert(key.to_vec(), LeftOut { name, reason });
                 return;
             }
         };
@@ -180,7 +208,7 @@ impl LiveSpool {
                         Ok(id) => entry.uniqueid = id,
                         Err(error) => {
                             warn!(mailbox = %name, %error, "mailbox is left out");
-                            list.unreadable.insert(key.to_vec(), name);
+                            list.unreadable.insert(key.to_vec(), LeftOut { name, reason: error.to_string() });
                             return;
                         }
                     }
