@@ -1,1 +1,213 @@
-//! (being written)
+//! Both ends are real servers: a random workload of many clients on one that writes no `sync_log`, `spooltap run` beside
+//! it, and a replica that shows over IMAP what the source shows, moments after the last operation.
+//!
+//! `SPOOLTAP_SEEDS=4,5,6` plays other seeds than the usual ones, `SPOOLTAP_OPERATIONS` another number of operations,
+//! and a failure leaves what was done, said and different in the folder `SPOOLTAP_REPORTS`.
+
+use crate::util::diff::Exception;
+use crate::util::workload::{Done, everybody, work};
+use crate::util::{CyrusServer, Options, Rules, Snapshot, Spooltap, Viewer, Workload, cyrus, diff, eventually};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+const SEEDS: [u64; 3] = [1, 2, 3];
+
+/// Operations that succeed in a workload.
+const OPERATIONS: usize = 520;
+
+/// Longest time from the last operation to equality; how long it took is printed.
+const LIMIT: Duration = Duration::from_secs(30);
+
+/// Differences reported.
+const SHOWN: usize = 25;
+
+const FILE_TIME: &str = "when cyrus.index was written last, by either server";
+
+const LAST_UPDATE: [Exception; 2] = [
+    Exception::always(&["users", "*", "mailboxes", "*", "vendor", "lastupdate"], FILE_TIME),
+    Exception::always(&["shared", "*", "vendor", "lastupdate"], FILE_TIME),
+];
+
+/// The names of the store, how it deletes, and where it keeps what: another one for each seed.
+fn flavour(seed: u64) -> Options {
+    let options = Options::new().set("partition-second", "@BASE@/second").set("sync_log", "no");
+    match seed % 3 {
+        1 => options.set("delete_mode", "immediate").set("expunge_mode", "immediate"),
+        2 => options
+            .set("delete_mode", "delayed")
+            .set("expunge_mode", "delayed")
+            .set("metapartition-default", "@BASE@/meta")
+            .set("metapartition_files", "header index cache expunge"),
+        _ => options
+            .set("delete_mode", "delayed")
+            .set("expunge_mode", "immediate")
+            .set("unixhierarchysep", "yes")
+            .set("mailbox_legacy_dirs", "yes"),
+    }
+}
+
+/// A source, what follows it, and the replica.
+struct Pair {
+    source: CyrusServer,
+    replica: CyrusServer,
+    spooltap: Spooltap,
+    _state: tempfile::TempDir,
+}
+
+impl Pair {
+    fn start(seed: u64, workload: &Workload) -> anyhow::Result<Self> {
+        let source = CyrusServer::start(flavour(seed))?;
+        workload.prepare(&source)?;
+        let replica = CyrusServer::start(flavour(seed))?;
+        let state = tempfile::tempdir()?;
+        let mut spooltap = follow(&source, &replica, &state.path().join("state"))?;
+        spooltap.wait_live(LIMIT)?;
+        Ok(Self { source, replica, spooltap, _state: state })
+    }
+
+    /// What the replica shows otherwise than the source, when it did not become equal in time.
+    fn differences(&self, since: Instant, limit: Duration) -> anyhow::Result<Vec<String>> {
+        let truth = Viewer::new(&self.source).snapshot(&everybody())?;
+        differences(&self.replica, &truth, since, limit)
+    }
+}
+
+pub fn follow(source: &CyrusServer, replica: &CyrusServer, state: &Path) -> anyhow::Result<Spooltap> {
+    Spooltap::run(&source.conf(), &replica.url(), state)
+}
+
+/// Looks at the replica until it is equal, or until the time is over.
+pub fn differences(
+    replica: &CyrusServer,
+    truth: &Snapshot,
+    since: Instant,
+    limit: Duration,
+) -> anyhow::Result<Vec<String>> {
+    let (mut viewer, rules) = (Viewer::new(replica), Rules::live().and(&LAST_UPDATE));
+    let mut last = Vec::new();
+    let equal = eventually(limit, || {
+        let looked = since.elapsed();
+        last = match viewer.snapshot(&everybody()) {
+            Ok(shown) => diff(truth, &shown, &rules),
+            Err(error) => vec![format!("the replica cannot be read: {error:#}")],
+        };
+        // What an old session does not see is Cyrus's own affair.
+        viewer.reset();
+        last.is_empty().then_some(looked)
+    });
+    if let Some(looked) = equal {
+        println!("equal {looked:.2?} after the last operation");
+        return Ok(Vec::new());
+    }
+    Ok(last)
+}
+
+fn seeds() -> Vec<u64> {
+    match std::env::var("SPOOLTAP_SEEDS") {
+        Ok(seeds) => seeds.split(',').map(|seed| seed.trim().parse().expect("SPOOLTAP_SEEDS: numbers")).collect(),
+        Err(_) => SEEDS.to_vec(),
+    }
+}
+
+fn operations() -> usize {
+    std::env::var("SPOOLTAP_OPERATIONS").map_or(OPERATIONS, |count| count.parse().expect("SPOOLTAP_OPERATIONS: number"))
+}
+
+#[test]
+fn what_random_clients_did_is_on_the_replica() {
+    if !cyrus::installed() {
+        return;
+    }
+    let faults: Vec<String> = seeds()
+        .into_iter()
+        .filter_map(|seed| play(seed).unwrap_or_else(|error| Some(format!("seed {seed}: {error:#}"))))
+        .collect();
+    assert!(faults.is_empty(), "{}", faults.join("\n"));
+}
+
+/// What went wrong.
+fn play(seed: u64) -> anyhow::Result<Option<String>> {
+    let workload = Workload::new(seed, operations());
+    let mut pair = Pair::start(seed, &workload)?;
+    let done: Done = work(&pair.source, &workload);
+    let differences = pair.differences(done.ended, LIMIT)?;
+    if let Some(status) = pair.spooltap.ended() {
+        anyhow::bail!("spooltap ended ({status}):\n{}", pair.spooltap.log_end(20));
+    }
+    if differences.is_empty() {
+        let missing = done.missing();
+        anyhow::ensure!(missing.is_empty(), "no operation of these kinds succeeded: {missing:?}");
+        anyhow::ensure!(done.operations() >= operations(), "only {} operations succeeded", done.operations());
+        return Ok(None);
+    }
+    let more = differences.len().saturating_sub(SHOWN);
+    let shown: Vec<&str> = differences.iter().take(SHOWN).map(String::as_str).collect();
+    if let Ok(folder) = std::env::var("SPOOLTAP_REPORTS") {
+        std::fs::write(format!("{folder}/journal-{seed}"), done.journal.join("\n"))?;
+        std::fs::write(format!("{folder}/log-{seed}"), pair.spooltap.log())?;
+        std::fs::write(format!("{folder}/differences-{seed}"), differences.join("\n"))?;
+        for (name, server) in [("source", &pair.source), ("replica", &pair.replica)] {
+            std::fs::write(format!("{folder}/{name}-{seed}"), server.tool("ctl_mboxlist", &["-d"])?.stdout)?;
+        }
+    }
+    let log = pair.spooltap.log_end(40);
+    Ok(Some(format!("seed {seed}:\n    {}\n    and {more} more\nspooltap said\n{log}", shown.join("\n    "))))
+}
+
+/// What is changed on the replica behind everybody's back, and where that has to be seen.
+const PLANTED: [(&str, &str, &str); 12] = [
+    ("u1", "UID STORE 1 +FLAGS (\\Flagged)", "messages / 1 / flags: \"\\\\Flagged\" not expected"),
+    ("u1", "UID STORE 1 +FLAGS (planted)", "messages / 1 / flags: \"planted\" not expected"),
+    ("u1", "UID STORE 2 ANNOTATION (/comment (value.priv \"x\"))", "user.u1 / messages / 2 / annotations"),
+    ("u1", "APPEND INBOX {24+}\r\nSubject: planted\r\n\r\nx\r\n\r\n", "user.u1 / uidnext"),
+    ("u1", "SETACL INBOX u2 lr", "user.u1 / acl / u2"),
+    ("u1", "SETMETADATA INBOX (/shared/comment \"x\")", "user.u1 / annotations / /comment"),
+    ("u1", "CREATE INBOX.planted", "names: \"user.u1.planted\" not expected"),
+    ("u1", "SUBSCRIBE INBOX.planted", "users / u1 / subscribed"),
+    ("u2", "DELETE INBOX.Work.2026", "names: \"user.u2.Work.2026\" missing"),
+    ("u2", "RENAME INBOX.Sent INBOX.Gone", "names: \"user.u2.Sent\" missing"),
+    ("cyrus", "SETQUOTA user.u2 (STORAGE 4711)", "user.u2 / quota / user.u2"),
+    ("cyrus", "SETMETADATA \"\" (/shared/comment \"x\")", "server_annotations / /comment"),
+];
+
+#[test]
+fn a_difference_on_the_replica_is_found() {
+    if !cyrus::installed() {
+        return;
+    }
+    let (workload, state) = (Workload::new(1, 0), tempfile::tempdir().expect("directory"));
+    let source = CyrusServer::start(flavour(2)).expect("source");
+    workload.prepare(&source).expect("prepares");
+    let mut lmtp = source.lmtp().expect("connects");
+    for subject in ["one", "two"] {
+        lmtp.deliver(&["u1", "u2"], format!("Subject: {subject}\r\n\r\nx\r\n").as_bytes()).expect("delivers");
+    }
+    source.sieve("u2").expect("logs in").put("main", "keep;\r\n").expect("script");
+    let truth = Viewer::new(&source).snapshot(&everybody()).expect("snapshot");
+    let truth_again = Viewer::new(&source).snapshot(&everybody()).expect("snapshot");
+    let rules = Rules::live().and(&LAST_UPDATE);
+    let replica = CyrusServer::start(flavour(2)).expect("replica");
+    let pushed = Spooltap::once(&source.conf(), &replica.url(), &state.path().join("state"), &["push", "-A"]);
+    assert!(pushed.expect("runs").status.success());
+    let look = || diff(&truth_again, &Viewer::new(&replica).snapshot(&everybody()).expect("snapshot"), &rules);
+    assert_eq!(
+        look(),
+        Vec::<String>::new(),
+        "looking at the source changed it: {:?}",
+        diff(&truth, &truth_again, &rules)
+    );
+    for (login, command, _) in PLANTED {
+        let mut session = replica.imap(login).expect("logs in");
+        if command.starts_with("UID") {
+            session.ok("SELECT INBOX").expect("selects");
+        }
+        session.ok(command).expect(command);
+        session.ok("LOGOUT").expect("says goodbye");
+    }
+    replica.sieve("u2").expect("logs in").put("main", "discard;\r\n").expect("script");
+    let found = look();
+    let places = PLANTED.iter().map(|(_, _, place)| *place).chain(["users / u2 / sieve / main / sha1"]);
+    for place in places {
+        assert!(found.iter().any(|line| line.contains(place)), "nothing at {place} in {found:#?}");
+    }
+}

@@ -18,6 +18,7 @@ pub mod smtp;
 pub mod snapshot;
 pub mod spooltap;
 pub mod store;
+pub mod workload;
 
 pub use cyrus::{CyrusServer, Options};
 pub use diff::{Rules, diff};
@@ -26,6 +27,7 @@ pub use rng::Rng;
 pub use snapshot::{Snapshot, Viewer, snapshot};
 pub use spooltap::Spooltap;
 pub use store::{Store, store};
+pub use workload::Workload;
 
 use std::time::{Duration, Instant};
 
