@@ -41,6 +41,7 @@ pub(super) fn meta(objects: &Objects, user: &UserId, texts: bool) -> Result<User
     Ok(UserMeta {
         subs: stored.subscribed,
         seen: stored.seen.into_iter().map(|(id, seen)| (id, seen.into())).collect(),
+        seen_incomplete: false,
         sieve,
         active: stored.active,
     })

@@ -458,8 +458,19 @@ pub fn diff_meta(
                 steps.push(Step::Seen { user: user.clone(), uniqueid: uniqueid.clone(), seen: seen.clone() });
             }
         }
+        for uniqueid in read_only_there(mine, theirs).filter(|id| known(id)) {
+            let seen = SeenState::default();
+            steps.push(Step::Seen { user: user.clone(), uniqueid: uniqueid.clone(), seen });
+        }
     }
     steps
+}
+
+/// Mailboxes of which the replica says that the user has read something, and the source has no value at all: left over
+/// there from an account of the same name. No server has a request that takes a value away, so it is emptied.
+fn read_only_there<'a>(mine: &'a UserMeta, theirs: &'a UserMeta) -> impl Iterator<Item = &'a UniqueId> {
+    let left = theirs.seen.iter().filter(|(id, seen)| !seen.seenuids.is_empty() && !mine.seen.contains_key(*id));
+    left.map(|(id, _)| id).filter(|_| !mine.seen_incomplete)
 }
 
 /// What the replica has of a user after those steps.
@@ -474,6 +485,7 @@ pub fn confirmed_meta(mine: &UserMeta, theirs: &UserMeta, parts: &BTreeSet<UserP
         out.active = mine.active.clone();
     }
     if parts.contains(&UserPart::Seen) {
+        out.seen.extend(read_only_there(mine, theirs).map(|id| (id.clone(), SeenState::default())));
         out.seen.extend(mine.seen.iter().map(|(id, seen): (&UniqueId, &SeenState)| (id.clone(), seen.clone())));
     }
     out

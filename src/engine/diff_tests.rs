@@ -218,3 +218,28 @@ fn a_replica_that_raised_its_own_modseq_still_gets_what_it_has_not_seen() {
     renamed.head.highestmodseq = ModSeq(6);
     assert_eq!(sent(diff_mailbox(&after, Some(&renamed), ModSeq(5), &CAPS, true)), [2]);
 }
+
+#[test]
+fn what_an_earlier_account_of_that_name_had_read_is_emptied_once() {
+    let read = |uids: &[u8]| SeenState { seenuids: uids.to_vec(), ..SeenState::default() };
+    let meta = |seen: &[(&str, &[u8])]| UserMeta {
+        seen: seen.iter().map(|(id, uids)| (UniqueId::new(id.as_bytes()), read(uids))).collect(),
+        ..UserMeta::default()
+    };
+    let mut mine = meta(&[("a", b"1:3")]);
+    let theirs = meta(&[("a", b"1:3"), ("b", b"1:12"), ("c", b""), ("gone", b"5")]);
+    let (user, parts) = (UserId::new("u1"), BTreeSet::from([UserPart::Seen]));
+    let emptied = |mine: &UserMeta, theirs: &UserMeta| {
+        let steps = diff_meta(&user, mine, theirs, &parts, &|id| id.as_bytes() != b"gone");
+        let empty = steps.into_iter().map(|step| match step {
+            Step::Seen { uniqueid, seen, .. } if seen == read(b"") => uniqueid.to_string(),
+            other => panic!("{other:?}"),
+        });
+        empty.collect::<Vec<_>>()
+    };
+    assert_eq!(emptied(&mine, &theirs), ["b"]);
+    assert!(emptied(&mine, &confirmed_meta(&mine, &theirs, &parts)).is_empty());
+    // A value that cannot be read is not one that is not there.
+    mine.seen_incomplete = true;
+    assert!(emptied(&mine, &theirs).is_empty());
+}

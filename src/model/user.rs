@@ -32,6 +32,9 @@ pub struct SieveScript {
 pub struct UserMeta {
     pub subs: BTreeSet<MboxName>,
     pub seen: BTreeMap<UniqueId, SeenState>,
+    /// Some of the values could not be read: that one is missing says nothing.
+    #[serde(skip)]
+    pub seen_incomplete: bool,
     pub sieve: BTreeMap<SieveName, SieveScript>,
     pub active: Option<SieveName>,
 }

@@ -55,7 +55,7 @@ pub(super) fn user_meta(places: &Places, user: &UserId) -> Result<UserMeta, Stor
     if let Some((key, error)) = faults.first() {
         warn!(%user, uniqueid = %String::from_utf8_lossy(key), %error, count = faults.len(), "seen values are left out");
     }
-    let mut meta = UserMeta { subs, seen, ..UserMeta::default() };
+    let mut meta = UserMeta { subs, seen, seen_incomplete: !faults.is_empty(), ..UserMeta::default() };
     for dir in &places.sieve {
         let entries = match std::fs::read_dir(dir) {
             Ok(entries) => entries,
