@@ -39,11 +39,13 @@ impl Pusher<'_> {
         let mut base = base_modseq(receipt.as_ref());
         let mut view = receipt.map(|receipt| receipt.view);
         let done = Receipt { entry, fingerprint, source_highestmodseq: raw.head.highestmodseq, seen_at };
+        let mut other_root = false;
         if let Some(view) = view.as_mut().filter(|view| view.head.quotaroot != raw.head.quotaroot) {
             // `quota -f`, or a root that came or went: csync has no word for it, and mostly the replica has followed by itself.
             let there = self.session.view_mailboxes(std::slice::from_ref(&entry.name))?.pop();
             if let Some(there) = there.filter(|there| there.head.uniqueid == entry.uniqueid) {
                 self.quota_root_again(entry, there.head.quotaroot.as_ref())?;
+                other_root = there.head.quotaroot != raw.head.quotaroot;
             }
             view.head.quotaroot = raw.head.quotaroot.clone();
         }
@@ -58,6 +60,11 @@ impl Pusher<'_> {
         loop {
             match diff::diff_mailbox(&lifted, view.as_ref(), base, &self.caps, trust) {
                 MailboxDiff::Same => {
+                    if other_root {
+                        // An archive keeps the root as it was told it.
+                        let update = diff::head_update(&lifted, &self.caps);
+                        return self.send(&lifted, view, update, &done, lift);
+                    }
                     if let Some(view) = view {
                         self.put_receipt(&done, view, lift);
                     }

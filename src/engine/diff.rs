@@ -130,6 +130,11 @@ pub fn diff_mailbox(
     MailboxDiff::Update(Box::new(update(snapshot, crcs, since, records, false)))
 }
 
+/// An update that says the head again, and of records nothing.
+pub fn head_update(snapshot: &MailboxSnapshot, caps: &Capabilities) -> MailboxUpdate {
+    update(snapshot, crcs(snapshot, caps), None, Vec::new(), false)
+}
+
 fn same_crcs(crcs: SyncCrcs, view: &MailboxView) -> bool {
     let wild = |mine: u32, theirs: Option<u32>| theirs.is_none_or(|theirs| theirs == mine);
     wild(crcs.basic, view.crc_basic) && (crcs.annot == 0 || wild(crcs.annot, view.crc_annot))

@@ -1,25 +1,10 @@
 //! Stores of real servers put into an archive, and from there into an empty real 3.6.1: IMAP shows what it showed there.
 
-use super::super::util::diff::Exception;
+use super::super::push::rules;
 use super::super::util::store::{store, stores};
-use super::super::util::{CyrusServer, Options, Rules, Spooltap, cyrus, diff, snapshot};
+use super::super::util::{CyrusServer, Options, Spooltap, cyrus, diff, snapshot};
 use std::path::Path;
 use std::process::{Command, Output};
-
-/// When a mailbox was last written to on that server; and one thing that 3.6 counts otherwise.
-const OTHERWISE: [Exception; 3] = [
-    Exception::always(&["users", "*", "mailboxes", "*", "vendor", "lastupdate"], "when, not what"),
-    Exception::always(&["shared", "*", "vendor", "lastupdate"], "when, not what"),
-    Exception {
-        at: &["users", "*", "mailboxes", "*", "quota", "*", "MESSAGE"],
-        why: "3.6 keeps Sieve scripts as messages and counts them",
-        allowed: |expected, found| {
-            let number = |pair: &serde_json::Value, at: usize| pair[at].as_u64().unwrap_or_default();
-            number(expected, 1) == number(found, 1)
-                && (1..=2).contains(&(number(found, 0).saturating_sub(number(expected, 0))))
-        },
-    },
-];
 
 fn ended(what: &str, output: &Output) {
     let said = String::from_utf8_lossy(&output.stderr);
@@ -51,7 +36,7 @@ fn every_store_comes_back_from_its_archive() {
         let server = CyrusServer::start(options).expect("starts");
         ended(&name, &restore(&archive, &server, &state));
         let shown = snapshot(&server, &source.users()).expect("is read");
-        let differences = diff(&source.truth, &shown, &Rules::recorded(&source.release).and(&OTHERWISE));
+        let differences = diff(&source.truth, &shown, &rules(&source.release));
         assert!(differences.is_empty(), "{name}:\n{}", differences.join("\n"));
         // Said again it says nothing: what stands there is what was brought.
         let mut verify = Command::new(env!("CARGO_BIN_EXE_spooltap"));
