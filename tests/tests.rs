@@ -6,6 +6,7 @@ mod archive;
 mod capture;
 mod cli;
 mod cyrus_live;
+mod daemon;
 mod derive;
 mod formats;
 mod push;

@@ -3,7 +3,9 @@
 //! | code | meaning |
 //! |---|---|
 //! | 0 | done; for `verify`, `scan` and `demo`: both sides are equal |
-//! | 1 | something differs, or items could not be replicated (each is named) |
+//! | 1 | something differs, or items could not be replicated (each is named); for `status`: a warning |
+//! | 2 | `status`: critical |
+//! | 3 | no daemon runs that could be asked |
 //! | 64 | wrong usage |
 //! | 65 | a file is damaged or of a kind that cannot be read |
 //! | 66 | the source cannot be read |
@@ -14,6 +16,7 @@
 //! | 78 | the configuration is faulty |
 
 mod check;
+mod control;
 mod demo;
 mod events;
 pub mod inspect;
@@ -24,6 +27,7 @@ mod scan;
 mod setup;
 mod verify;
 
+use crate::engine::Word;
 use clap::{Args, Parser, Subcommand};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -100,6 +104,18 @@ enum Command {
     Verify(verify::VerifyArgs),
     /// Shows what would be run, or every fault of the configuration
     Check,
+    /// Shows the running daemon's lag, queue and faults; exit code 0 fine, 1 warning, 2 critical, 3 not running
+    Status(control::StatusArgs),
+    /// Sends nothing of a user, a mailbox or a whole replica (--replica) until `resume`; changes are collected
+    Pause(control::SubjectArgs),
+    /// Ends pauses and skips
+    Resume(control::SubjectArgs),
+    /// Tries now what failed, and what was skipped
+    Retry(control::SubjectArgs),
+    /// Gives a user or a mailbox up: not tried again and not counted until `retry` or `resume`
+    Skip(control::SubjectArgs),
+    /// Lifts the fuse on mass removals for some minutes
+    Allow(control::AllowArgs),
     /// Replays a recorded store with the watcher on, into an archive, and compares it with what IMAP showed
     Demo(demo::DemoArgs),
 }
@@ -109,6 +125,9 @@ enum Command {
 pub enum Exit {
     Ok = 0,
     Differs = 1,
+    Critical = 2,
+    NoDaemon = 3,
+    Usage = 64,
     Data = 65,
     Source = 66,
     Replica = 69,
@@ -178,6 +197,12 @@ fn dispatch(cli: Cli) -> Outcome {
         Command::Events(args) => events::events(common, &args),
         Command::Verify(args) => verify::verify(common, &args),
         Command::Check => check::check(common),
+        Command::Status(args) => control::status(common, &args),
+        Command::Pause(args) => control::order(common, &args, Word::Pause),
+        Command::Resume(args) => control::order(common, &args, Word::Resume),
+        Command::Retry(args) => control::order(common, &args, Word::Retry),
+        Command::Skip(args) => control::order(common, &args, Word::Skip),
+        Command::Allow(args) => control::allow(common, &args),
         Command::Demo(args) => demo::demo(common, &args),
     }
 }

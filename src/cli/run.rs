@@ -1,13 +1,14 @@
 //! `spooltap run`: the daemon, in the foreground.
 
-use super::setup::Setup;
+use super::setup::{Setup, replica_failure};
 use super::{Common, Exit, Failure, Outcome};
-use crate::daemon::{self, Running};
+use crate::daemon::{self, End, Running, Service};
 use crate::engine::Options;
+use crate::model::ReplicaError;
 use clap::Args;
 use std::path::PathBuf;
 use std::sync::Arc;
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
 #[derive(Debug, Args)]
 pub(super) struct RunArgs {
@@ -17,31 +18,72 @@ pub(super) struct RunArgs {
 }
 
 pub(super) fn run(common: &Common, args: &RunArgs) -> Outcome {
-    let setup = Setup::open(common, true)?;
-    let state = setup.state()?;
-    let options =
-        Options { lanes: setup.config.lanes, allow_removals: setup.config.allow_removals, ..Options::default() };
-    // Wrong credentials are better told now than in a loop.
-    for target in setup.replica_targets()? {
-        match target.open() {
-            Ok(session) => session.close(),
-            Err(error @ crate::model::ReplicaError::Fatal(_)) => return Err(super::setup::replica_failure(error)),
-            Err(error) => warn!(replica = %target.name(), %error, "replica is not reachable yet"),
+    let mut setup = Setup::open(common, true)?;
+    refusals(&setup)?;
+    loop {
+        match once(common, args, &setup)? {
+            End::Stop => return Ok(Exit::Ok),
+            End::Reload(fresh) => setup = fresh,
         }
     }
-    let running = Running::start(
+}
+
+/// Wrong credentials are better told now than in a loop; but where one replica works, the others hold up nobody.
+fn refusals(setup: &Setup) -> Result<(), Failure> {
+    let mut refused = None;
+    let targets = setup.replica_targets()?;
+    let mut usable = 0;
+    for target in &targets {
+        match target.open() {
+            Ok(session) => {
+                usable += 1;
+                session.close();
+            }
+            Err(error @ ReplicaError::Fatal(_)) => {
+                error!(replica = %target.name(), %error, "replica refuses us");
+                refused.get_or_insert(error);
+            }
+            Err(error) => {
+                usable += 1;
+                warn!(replica = %target.name(), %error, "replica is not reachable yet");
+            }
+        }
+    }
+    refused.filter(|_| usable == 0).map_or(Ok(()), |error| Err(replica_failure(error)))
+}
+
+/// From one start to a stop, or to a reload: then everything is started anew but the process. No change is lost, because
+/// capture is armed before the scan that finds what happened in between.
+fn once(common: &Common, args: &RunArgs, setup: &Setup) -> Result<End<Setup>, Failure> {
+    let config = &setup.config;
+    let state = setup.state()?;
+    let options = Options { lanes: config.lanes, allow_removals: config.allow_removals, ..Options::default() };
+    let service = Service {
+        state: config.state.clone(),
+        status_file: args.status_file.clone().unwrap_or_else(|| config.state.join("status.json")),
+        metrics_listen: config.metrics_listen,
+        metrics_file: config.metrics_file.clone(),
+    };
+    let running = Running::arm(
         setup.store.clone(),
         setup.targets(&state)?,
         &options,
         setup.capture_settings(),
         Arc::new(super::log::log_event),
+        &service.orders(),
     )
     .map_err(|error| Failure::new(super::setup::capture_exit(&error), error))?;
-    let status = args.status_file.clone().unwrap_or_else(|| setup.config.state.join("status.json"));
-    daemon::serve_until_signal(&running, &status)?;
-    info!("stopping");
-    running.stop(setup.config.shutdown_timeout);
+    let reload = || match Setup::open(common, true) {
+        Ok(fresh) => Some(fresh),
+        Err(failure) => {
+            error!(error = format!("{:#}", failure.error), "the new configuration is faulty, the old one stays");
+            None
+        }
+    };
+    let end = daemon::serve(&running, &service, &reload)?;
+    info!("{}", if matches!(end, End::Stop) { "stopping" } else { "reloading" });
+    running.stop(config.shutdown_timeout);
     state.flush();
     info!("stopped");
-    Ok(Exit::Ok)
+    Ok(end)
 }

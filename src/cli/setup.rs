@@ -94,6 +94,11 @@ fn typed(common: &Common) -> Result<Raw, Failure> {
     }))
 }
 
+/// Where our state is, without a look at anything else.
+pub(super) fn state_dir(common: &Common) -> Result<PathBuf, Failure> {
+    Ok(typed(common)?.state.unwrap_or_else(|| DEFAULT_STATE.into()))
+}
+
 fn checked(raw: &Raw, conf: Option<&ImapdConf>, need_replica: bool) -> Result<Config, Failure> {
     let credentials =
         Credentials::gather(raw.password_file.as_deref()).map_err(|faults| Failure::new(Exit::Config, faults))?;

@@ -3,6 +3,7 @@
 use super::Raw;
 use std::collections::BTreeMap;
 use std::fmt;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use zeroize::Zeroizing;
@@ -68,6 +69,9 @@ pub struct Config {
     pub scan_every: Duration,
     pub shutdown_timeout: Duration,
     pub allow_removals: bool,
+    /// On loopback.
+    pub metrics_listen: Option<SocketAddr>,
+    pub metrics_file: Option<PathBuf>,
 }
 
 /// One thing that is wrong, and what to do.
@@ -169,6 +173,18 @@ impl Config {
         if scan_seconds == 0 {
             fault("scan_seconds", "0 is too often".into(), "use at least 1");
         }
+        let metrics_listen = raw.metrics_listen.as_deref().and_then(|text| match text.parse::<SocketAddr>() {
+            Ok(address) if address.ip().is_loopback() => Some(address),
+            Ok(_) => {
+                let cure = "use 127.0.0.1:PORT or [::1]:PORT, with a proxy in front of it, or metrics_file";
+                fault("metrics_listen", format!("{text} can be reached from outside"), cure);
+                None
+            }
+            Err(_) => {
+                fault("metrics_listen", format!("{text} is no address"), "write 127.0.0.1:PORT");
+                None
+            }
+        });
         let mut urls = raw.replica.clone();
         let mut realm = raw.realm.clone();
         let mut own_password = None;
@@ -264,6 +280,8 @@ impl Config {
             scan_every: Duration::from_secs(scan_seconds),
             shutdown_timeout: Duration::from_secs(raw.shutdown_timeout_seconds.unwrap_or(20)),
             allow_removals: raw.allow_removals.unwrap_or(false),
+            metrics_listen,
+            metrics_file: raw.metrics_file.clone(),
         })
     }
 }

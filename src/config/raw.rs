@@ -43,6 +43,10 @@ pub struct Raw {
     pub replica_timeout_seconds: Option<u64>,
     /// Lift the fuse on mass removals.
     pub allow_removals: Option<bool>,
+    /// Address on loopback where Prometheus finds `/metrics`. Default: none.
+    pub metrics_listen: Option<String>,
+    /// File for the text-file collector of node_exporter. Default: none.
+    pub metrics_file: Option<PathBuf>,
     /// Partition of the source → partition of the replica, where the names differ.
     #[serde(default)]
     pub partition: BTreeMap<String, String>,
@@ -76,7 +80,9 @@ impl Raw {
             scan_seconds,
             shutdown_timeout_seconds,
             replica_timeout_seconds,
-            allow_removals
+            allow_removals,
+            metrics_listen,
+            metrics_file
         );
         if !over.replica.is_empty() {
             self.replica = over.replica;

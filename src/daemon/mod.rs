@@ -1,13 +1,18 @@
 //! Wiring and order of start and stop: arm capture, scan, live; close capture, finish jobs, write state.
 
+pub mod control;
+mod metrics;
+pub mod report;
+mod serve;
 mod systemd;
 
+pub use serve::{End, Service, serve};
+
 use crate::capture::{self, CaptureError, CaptureHandle, Settings};
-use crate::engine::{Engine, EventSink, Options, ReplicaStats, Target};
+use crate::engine::{Engine, Event, EventSink, Options, ReplicaStats, StandingOrder, Target};
 use crate::model::{DirtyKey, MailStore, Notice, Scope};
 use crate::spool::LiveSpool;
-use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use tracing::{info, warn};
 
@@ -15,7 +20,14 @@ use tracing::{info, warn};
 pub struct Running {
     pub engine: Engine,
     capture: CaptureHandle,
+    trouble: Trouble,
 }
+
+/// The last time the source could not be read, and why.
+type Trouble = Arc<Mutex<Option<(String, Instant)>>>;
+
+/// Trouble with the source is told again and again while it lasts; older than this it is over.
+const TROUBLE_LASTS: Duration = Duration::from_secs(10);
 
 impl Running {
     /// Starts the engine, arms capture, then scans: what changed before the watches stood is found by the scan, what
@@ -27,15 +39,34 @@ impl Running {
         settings: Settings,
         events: EventSink,
     ) -> Result<Self, CaptureError> {
+        let running = Self::arm(store, targets, options, settings, events, &[])?;
+        running.engine.scan();
+        Ok(running)
+    }
+
+    /// The same without the scan. `orders` are in force before anything can be sent.
+    pub fn arm(
+        store: Arc<LiveSpool>,
+        targets: Vec<Target>,
+        options: &Options,
+        settings: Settings,
+        events: EventSink,
+        orders: &[StandingOrder],
+    ) -> Result<Self, CaptureError> {
         let roots = capture::Roots::from(store.layout());
         let source: Arc<dyn MailStore> = store;
-        let engine = Engine::start(source, targets, options, events);
+        let trouble = Trouble::default();
+        let engine = Engine::start(source, targets, options, watching(events, trouble.clone()));
+        for order in orders {
+            if let Err(error) = engine.order_about(Some(&order.replica), &order.subject, order.word) {
+                warn!(%error, word = ?order.word, subject = ?order.subject, "a standing order is void");
+            }
+        }
         let started = Instant::now();
         let capture = capture::start(roots, settings, Box::new(engine.notifier()))?;
         capture.wait_armed();
         info!(elapsed_ms = started.elapsed().as_millis() as u64, "capture armed");
-        engine.scan();
-        Ok(Self { engine, capture })
+        Ok(Self { engine, capture, trouble })
     }
 
     /// Asks for a catch-up scan.
@@ -54,6 +85,11 @@ impl Running {
         self.engine.stats()
     }
 
+    fn trouble(&self) -> Option<String> {
+        let trouble = self.trouble.lock().unwrap_or_else(PoisonError::into_inner);
+        trouble.as_ref().filter(|(_, at)| at.elapsed() < TROUBLE_LASTS).map(|(reason, _)| reason.clone())
+    }
+
     /// Closes capture, finishes the jobs in flight up to `timeout`, makes receipts durable.
     pub fn stop(self, timeout: Duration) {
         self.capture.stop();
@@ -61,53 +97,12 @@ impl Running {
     }
 }
 
-/// Serves until SIGTERM or SIGINT; a second one leaves at once. SIGUSR1 asks for a scan.
-pub fn serve_until_signal(running: &Running, status: &Path) -> std::io::Result<()> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(async {
-        use tokio::signal::unix::{SignalKind, signal};
-        let mut terminate = signal(SignalKind::terminate())?;
-        let mut interrupt = signal(SignalKind::interrupt())?;
-        let mut scan = signal(SignalKind::user_defined1())?;
-        systemd::notify("READY=1\nSTATUS=live");
-        info!("live");
-        let mut last = String::new();
-        let mut tick = tokio::time::interval(Duration::from_secs(1));
-        loop {
-            tokio::select! {
-                _ = terminate.recv() => break,
-                _ = interrupt.recv() => break,
-                _ = scan.recv() => running.rescan(),
-                _ = tick.tick() => write_status(running, status, &mut last),
-            }
+/// Remembers trouble with the source on its way to `events`.
+fn watching(events: EventSink, trouble: Trouble) -> EventSink {
+    Arc::new(move |event| {
+        if let Event::SourceTrouble { reason } = event {
+            *trouble.lock().unwrap_or_else(PoisonError::into_inner) = Some((reason.clone(), Instant::now()));
         }
-        write_status(running, status, &mut last);
-        systemd::notify("STOPPING=1");
-        // A second signal leaves at once; the next start copes, because it copes with kill -9.
-        std::thread::spawn(move || {
-            let Ok(runtime) = tokio::runtime::Builder::new_current_thread().enable_all().build() else { return };
-            runtime.block_on(async {
-                if let (Ok(mut terminate), Ok(mut interrupt)) =
-                    (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
-                {
-                    tokio::select! { _ = terminate.recv() => {}, _ = interrupt.recv() => {} }
-                    std::process::exit(75);
-                }
-            });
-        });
-        Ok(())
+        events(event);
     })
-}
-
-/// Writes the figures when they changed; by rename, so that a reader sees the old or the new ones whole.
-fn write_status(running: &Running, path: &Path, last: &mut String) {
-    let text = serde_json::json!({ "pid": std::process::id(), "replicas": running.stats() }).to_string();
-    if text == *last {
-        return;
-    }
-    let fresh = path.with_extension("json.new");
-    if let Err(error) = std::fs::write(&fresh, &text).and_then(|()| std::fs::rename(&fresh, path)) {
-        warn!(%error, "status file cannot be written");
-    }
-    *last = text;
 }

@@ -14,3 +14,16 @@ pub(super) fn notify(message: &str) {
         let _ = socket.send_to_addr(message.as_bytes(), &address);
     }
 }
+
+/// `Type=notify-reload` wants the time, on the clock that it compares with.
+pub(super) fn notify_reloading() {
+    let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC);
+    let micros = now.map_or(0, |now| now.tv_sec().unsigned_abs() * 1_000_000 + now.tv_nsec().unsigned_abs() / 1000);
+    notify(&format!("RELOADING=1\nMONOTONIC_USEC={micros}"));
+}
+
+/// The unit has a `WatchdogSec=`, and it is meant for this process.
+pub(super) fn has_watchdog() -> bool {
+    let own = std::process::id().to_string();
+    std::env::var_os("WATCHDOG_USEC").is_some() && std::env::var("WATCHDOG_PID").map_or(true, |pid| pid == own)
+}

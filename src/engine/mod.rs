@@ -9,6 +9,7 @@
 
 mod account;
 mod content;
+mod control;
 pub mod diff;
 #[cfg(test)]
 mod fake;
@@ -23,6 +24,7 @@ mod settle;
 mod tests;
 mod verify;
 
+pub use control::{ControlError, StandingOrder, Subject, Word};
 pub use names::Source;
 pub use queue::{Backoff, Failure, Item, Lane, QueueStats};
 pub use route::quota_lane;
@@ -34,7 +36,7 @@ use crate::state::ReplicaState;
 use names::ReplicaNames;
 use push::JobError;
 use queue::{Job, Outcome, Queue};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
@@ -135,6 +137,8 @@ impl Default for Options {
 const FUSE_WINDOW: Duration = Duration::from_secs(600);
 /// So many are never suspicious.
 const FUSE_FREE: usize = 50;
+/// How a reason begins when the fuse stopped a removal.
+const FUSE: &str = "mass removal stopped";
 /// A session that idles this long is asked whether it is still there.
 const KEEPALIVE: Duration = Duration::from_secs(240);
 /// The same trouble with a replica is told this often.
@@ -154,6 +158,12 @@ struct Shared {
     names: Mutex<ReplicaNames>,
     source: Mutex<Arc<Source>>,
     removals: Mutex<VecDeque<Instant>>,
+    /// An admin has lifted the fuse until then.
+    allowed_until: Mutex<Option<Instant>>,
+    /// What an admin has said, for those who ask.
+    orders: Mutex<Vec<(Subject, Word)>>,
+    /// An admin wants the replica to be tried now.
+    reconnect_now: Mutex<Option<Instant>>,
     losses: Mutex<HashMap<(Lane, Item), u32>>,
     lags: Mutex<Lags>,
     traffic: [AtomicU64; 2],
@@ -167,6 +177,8 @@ struct Shared {
 struct Lags {
     confirmed: u64,
     recent: VecDeque<Duration>,
+    buckets: [u64; LAG_BOUNDS.len()],
+    sum: Duration,
 }
 
 /// A poisoned lock only means that another thread panicked between two statements; the data is still whole.
@@ -201,6 +213,9 @@ impl Shared {
             return Ok(());
         }
         let now = Instant::now();
+        if lock(&self.allowed_until).is_some_and(|until| now < until) {
+            return Ok(());
+        }
         let mut removals = lock(&self.removals);
         while removals.front().is_some_and(|at| now.duration_since(*at) > FUSE_WINDOW) {
             removals.pop_front();
@@ -209,8 +224,8 @@ impl Shared {
         let limit = FUSE_FREE.max(total / 4);
         if removals.len() >= limit {
             return Err(JobError::Conflict(format!(
-                "{name} is not removed: {} mailboxes were removed in the last {} minutes, the fuse allows {limit}; \
-                 check the source, then run with --allow-removals",
+                "{FUSE}: {name} is kept on the replica, {} mailboxes were removed in the last {} minutes and the fuse \
+                 allows {limit}; check the source, then say `spooltap allow`",
                 removals.len(),
                 FUSE_WINDOW.as_secs() / 60
             )));
@@ -234,6 +249,10 @@ impl Shared {
     fn lag(&self, lag: Duration) {
         let mut lags = lock(&self.lags);
         lags.confirmed += 1;
+        lags.sum = lags.sum.saturating_add(lag);
+        for (bucket, bound) in lags.buckets.iter_mut().zip(LAG_BOUNDS) {
+            *bucket += u64::from(lag.as_secs_f64() <= bound);
+        }
         if lags.recent.len() >= 4096 {
             lags.recent.pop_front();
         }
@@ -242,7 +261,7 @@ impl Shared {
 }
 
 /// Figures of one replica.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct ReplicaStats {
     pub replica: String,
     pub sessions: u64,
@@ -255,7 +274,15 @@ pub struct ReplicaStats {
     pub received_bytes: u64,
     pub mailboxes: usize,
     pub fatal: Option<String>,
+    /// Why removals are stopped.
+    pub fuse: Option<String>,
+    /// Confirmed changes by lag: the upper bound in seconds, and how many were not slower.
+    pub lag_buckets: Vec<(f64, u64)>,
+    pub lag_sum_seconds: f64,
 }
+
+/// Upper bounds of the lag histogram, in seconds.
+const LAG_BOUNDS: [f64; 14] = [0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 30.0, 60.0, 300.0, 3600.0];
 
 /// A running engine.
 pub struct Engine {
@@ -263,6 +290,7 @@ pub struct Engine {
     router: Option<(mpsc::Sender<route::Order>, JoinHandle<()>)>,
     workers: Vec<JoinHandle<()>>,
     stopping: Arc<AtomicBool>,
+    scanning: Arc<AtomicBool>,
 }
 
 impl Engine {
@@ -287,6 +315,9 @@ impl Engine {
                 names: Mutex::new(names),
                 source: Mutex::default(),
                 removals: Mutex::default(),
+                allowed_until: Mutex::default(),
+                orders: Mutex::default(),
+                reconnect_now: Mutex::default(),
                 losses: Mutex::default(),
                 lags: Mutex::default(),
                 traffic: Default::default(),
@@ -308,12 +339,14 @@ impl Engine {
         }
         let (orders, inbox) = mpsc::channel();
         let all = replicas.clone();
+        let scanning = Arc::new(AtomicBool::new(false));
+        let theirs = scanning.clone();
         let router = std::thread::Builder::new()
             .name("router".into())
-            .spawn(move || route::Router::new(store, all).run(&inbox))
+            .spawn(move || route::Router::new(store, all, theirs).run(&inbox))
             .ok()
             .map(|thread| (orders, thread));
-        Self { replicas, router, workers, stopping }
+        Self { replicas, router, workers, stopping, scanning }
     }
 
     fn order(&self, order: route::Order) {
@@ -339,9 +372,27 @@ impl Engine {
 
     /// Catch-up: compares the source with the receipts and queues what differs; returns when that is done.
     pub fn scan(&self) {
+        let _ = self.begin_scan().recv();
+    }
+
+    /// Asks for the same; the receiver ends when it is done.
+    pub fn begin_scan(&self) -> mpsc::Receiver<()> {
         let (done, wait) = mpsc::channel();
+        self.scanning.store(true, Ordering::Relaxed);
         self.order(route::Order::Scan(done));
-        let _ = wait.recv();
+        wait
+    }
+
+    /// The router is busy with a scan, which may take long.
+    pub fn is_scanning(&self) -> bool {
+        self.scanning.load(Ordering::Relaxed)
+    }
+
+    /// Asks the router for a sign of life: the receiver ends when all that was said before has been routed.
+    pub fn begin_flush(&self) -> mpsc::Receiver<()> {
+        let (done, wait) = mpsc::channel();
+        self.order(route::Order::Flush(done));
+        wait
     }
 
     /// Looks at the replica afresh and compares these lanes in full.
@@ -405,16 +456,22 @@ impl Shared {
             reason: left_out.reason.clone(),
             tries: 0,
             quarantined: true,
-            next_try: None,
+            next_try_seconds: None,
         }));
+        let left_out = source.listing.unreadable.len();
+        stats.failed_total += left_out;
+        stats.quarantined += left_out;
         stats
     }
 
     fn stats(&self) -> ReplicaStats {
-        let (confirmed_total, mut recent) = {
+        let (confirmed_total, mut recent, lag_buckets, lag_sum) = {
             let lags = lock(&self.lags);
-            (lags.confirmed, lags.recent.iter().copied().collect::<Vec<_>>())
+            let buckets = LAG_BOUNDS.into_iter().zip(lags.buckets).collect();
+            (lags.confirmed, lags.recent.iter().copied().collect::<Vec<_>>(), buckets, lags.sum)
         };
+        let queue = self.queue_stats();
+        let fuse = queue.failed.iter().find(|failure| failure.reason.starts_with(FUSE));
         recent.sort_unstable();
         let at = |share: f64| {
             let index = (recent.len() as f64 * share) as usize;
@@ -423,7 +480,8 @@ impl Shared {
         ReplicaStats {
             replica: self.target.name(),
             sessions: self.connected.load(Ordering::Relaxed),
-            queue: self.queue_stats(),
+            fuse: fuse.map(|failure| failure.reason.clone()),
+            queue,
             confirmed_total,
             lag_p50_seconds: at(0.5),
             lag_p99_seconds: at(0.99),
@@ -431,6 +489,8 @@ impl Shared {
             received_bytes: self.traffic[1].load(Ordering::Relaxed),
             mailboxes: self.names().len(),
             fatal: lock(&self.fatal).clone(),
+            lag_buckets,
+            lag_sum_seconds: lag_sum.as_secs_f64(),
         }
     }
 }
@@ -529,8 +589,10 @@ impl Worker {
                         self.shared.queue.close();
                         return None;
                     }
-                    let until = Instant::now() + pause;
-                    while Instant::now() < until {
+                    let (failed_at, until) = (Instant::now(), Instant::now() + pause);
+                    while Instant::now() < until
+                        && lock(&self.shared.reconnect_now).is_none_or(|asked_at| asked_at < failed_at)
+                    {
                         if self.stopping.load(Ordering::Relaxed) {
                             return None;
                         }

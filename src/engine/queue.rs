@@ -3,7 +3,7 @@
 //! by the number of mailboxes, not by traffic.
 
 use crate::model::{MboxName, QuotaRoot, UniqueId, UserId, UserPart};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::fmt;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
@@ -98,7 +98,7 @@ pub enum Outcome {
 }
 
 /// An item that failed and waits for its next try.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Failure {
     pub lane: String,
     pub item: String,
@@ -107,8 +107,16 @@ pub struct Failure {
     pub tries: u32,
     /// Not a passing trouble: it was refused or is damaged.
     pub quarantined: bool,
-    #[serde(skip)]
-    pub next_try: Option<Instant>,
+    /// From now.
+    pub next_try_seconds: Option<f64>,
+}
+
+/// What an admin keeps from being sent.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Hold {
+    Everything,
+    Lane(Lane),
+    Item(Lane, Item),
 }
 
 struct Waiting {
@@ -129,6 +137,8 @@ struct Inner {
     running_bulk: usize,
     /// Failed items with their backoff, and whether they are waiting (not pending again).
     failed: HashMap<(Lane, Item), Waiting>,
+    /// What an admin keeps from being sent; `true`: given up, not only paused.
+    holds: HashMap<Hold, bool>,
     closed: bool,
     hold: bool,
 }
@@ -147,6 +157,27 @@ impl Backoff {
     }
 }
 
+/// So many failures are named one by one; all are counted.
+const FAILURES_SHOWN: usize = 1000;
+
+impl Hold {
+    fn covers(&self, lane: &Lane, item: &Item) -> bool {
+        match self {
+            Self::Everything => true,
+            Self::Lane(held) => held == lane,
+            Self::Item(held, what) => held == lane && what == item,
+        }
+    }
+
+    fn includes(&self, other: &Self) -> bool {
+        match other {
+            Self::Everything => *self == Self::Everything,
+            Self::Lane(lane) => *self == Self::Everything || matches!(self, Self::Lane(mine) if mine == lane),
+            Self::Item(lane, item) => self.covers(lane, item),
+        }
+    }
+}
+
 /// The queue of one replica.
 pub struct Queue {
     inner: Mutex<Inner>,
@@ -156,13 +187,23 @@ pub struct Queue {
 }
 
 /// A short look at the queue.
-#[derive(Clone, Debug, Default, Serialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct QueueStats {
     /// Items waiting or running; failed ones that wait for their next try are not among them.
     pub pending: usize,
     pub running: usize,
     /// Age of the oldest of those, failed ones included: never lower than the truth.
     pub oldest_seconds: f64,
+    /// Items that wait for their next try, failed or not yet allowed to run.
+    pub waiting: usize,
+    pub failed_total: usize,
+    /// Of the failed ones, those that no passing trouble explains.
+    pub quarantined: usize,
+    /// Items an admin has paused; they count for the age.
+    pub held_back: usize,
+    /// Items an admin has given up; they do not.
+    pub skipped: usize,
+    /// The first of them, quarantined ones in front.
     pub failed: Vec<Failure>,
 }
 
@@ -274,7 +315,7 @@ impl Queue {
                         reason: format!("waits for {lane}"),
                         tries: 0,
                         quarantined: false,
-                        next_try: None,
+                        next_try_seconds: None,
                     };
                     inner.failed.insert(key, Waiting { failure, seen_at, not_before: now + Duration::from_millis(2) });
                 }
@@ -288,7 +329,7 @@ impl Queue {
                         reason,
                         tries,
                         quarantined: quarantine,
-                        next_try: Some(not_before),
+                        next_try_seconds: None,
                     };
                     inner.failed.insert(key, Waiting { failure, seen_at, not_before });
                 }
@@ -304,12 +345,13 @@ impl Queue {
         let deadline = timeout.map(|timeout| Instant::now() + timeout);
         let mut inner = self.lock();
         loop {
-            let settled = inner.pending.is_empty()
-                && inner.running.is_empty()
-                && inner
-                    .failed
-                    .values()
-                    .all(|w| w.failure.tries >= tries || w.failure.quarantined && w.failure.tries > 0);
+            let settled =
+                inner.pending.iter().all(|(lane, items)| items.keys().all(|item| inner.held(lane, item).is_some()))
+                    && inner.running.is_empty()
+                    && inner
+                        .failed
+                        .values()
+                        .all(|w| w.failure.tries >= tries || w.failure.quarantined && w.failure.tries > 0);
             if settled || inner.closed {
                 return settled;
             }
@@ -330,24 +372,115 @@ impl Queue {
         inner.failed.get(&(lane.clone(), item.clone())).is_some_and(|waiting| waiting.failure.reason == reason)
     }
 
+    /// Keeps something from being sent, until it is let go; `skip`: it does not even count as open.
+    pub fn hold_back(&self, hold: Hold, skip: bool) {
+        self.lock().holds.insert(hold, skip);
+    }
+
+    /// Ends a hold. What was held goes on.
+    pub fn let_go(&self, hold: &Hold) {
+        let mut inner = self.lock();
+        inner.holds.remove(hold);
+        inner.offer_all();
+        drop(inner);
+        self.wake.notify_all();
+    }
+
+    pub fn let_go_all(&self) {
+        let mut inner = self.lock();
+        inner.holds.clear();
+        inner.offer_all();
+        drop(inner);
+        self.wake.notify_all();
+    }
+
+    /// Ends skips inside of `hold`; pauses stay.
+    pub fn let_go_skipped(&self, hold: &Hold) {
+        let mut inner = self.lock();
+        inner.holds.retain(|old, skip| !*skip || !hold.includes(old));
+        inner.offer_all();
+        drop(inner);
+        self.wake.notify_all();
+    }
+
+    /// Failed items of this scope are tried again now; says how many.
+    pub fn retry(&self, scope: &Hold) -> usize {
+        self.again(&|lane, item, _| scope.covers(lane, item))
+    }
+
+    /// The same for items whose failure is like this.
+    pub fn retry_where(&self, like: &dyn Fn(&Failure) -> bool) -> usize {
+        self.again(&|_, _, failure| like(failure))
+    }
+
+    fn again(&self, which: &dyn Fn(&Lane, &Item, &Failure) -> bool) -> usize {
+        let mut inner = self.lock();
+        let now = Instant::now();
+        let mut count = 0;
+        for ((lane, item), waiting) in &mut inner.failed {
+            if which(lane, item, &waiting.failure) {
+                waiting.not_before = now;
+                count += 1;
+            }
+        }
+        drop(inner);
+        self.wake.notify_all();
+        count
+    }
+
     pub fn stats(&self) -> QueueStats {
         let inner = self.lock();
         let now = Instant::now();
-        let pending = inner.pending.values().flat_map(|items| items.values().map(|pending| pending.seen_at));
-        let running = inner.running.values().flatten().map(|(_, seen_at)| *seen_at);
-        let failed = inner.failed.values().map(|waiting| waiting.seen_at);
-        let oldest = pending.chain(running).chain(failed).min();
-        QueueStats {
-            pending: inner.pending.values().map(BTreeMap::len).sum(),
-            running: inner.running.values().map(Vec::len).sum(),
-            oldest_seconds: oldest.map_or(0.0, |at| now.duration_since(at).as_secs_f64()),
-            failed: inner
-                .failed
-                .values()
-                .filter(|waiting| waiting.failure.tries > 0)
-                .map(|waiting| waiting.failure.clone())
-                .collect(),
+        let mut stats = QueueStats::default();
+        let mut oldest: Option<Instant> = None;
+        let mut count = |lane: &Lane, item: &Item, seen_at: Instant| {
+            let held = inner.held(lane, item);
+            if held != Some(true) {
+                oldest = Some(oldest.map_or(seen_at, |old| old.min(seen_at)));
+            }
+            held
+        };
+        for (lane, items) in &inner.pending {
+            for (item, pending) in items {
+                match count(lane, item, pending.seen_at) {
+                    None => stats.pending += 1,
+                    Some(false) => stats.held_back += 1,
+                    Some(true) => stats.skipped += 1,
+                }
+            }
         }
+        for (lane, items) in &inner.running {
+            for (item, seen_at) in items {
+                count(lane, item, *seen_at);
+                stats.running += 1;
+            }
+        }
+        let mut failed = Vec::new();
+        for ((lane, item), waiting) in &inner.failed {
+            let held = count(lane, item, waiting.seen_at);
+            // One that is pending again was counted above.
+            let pending = inner.pending.get(lane).is_some_and(|items| items.contains_key(item));
+            match held {
+                Some(true) if !pending => stats.skipped += 1,
+                Some(false) if !pending => stats.held_back += 1,
+                _ => {}
+            }
+            if held != Some(true) {
+                stats.waiting += 1;
+                if waiting.failure.tries > 0 {
+                    failed.push(waiting);
+                }
+            }
+        }
+        stats.failed_total = failed.len();
+        stats.quarantined = failed.iter().filter(|waiting| waiting.failure.quarantined).count();
+        failed.sort_by_key(|waiting| (!waiting.failure.quarantined, waiting.seen_at));
+        stats.failed.extend(failed.into_iter().take(FAILURES_SHOWN).map(|waiting| Failure {
+            next_try_seconds: Some(waiting.not_before.saturating_duration_since(now).as_secs_f64()),
+            ..waiting.failure.clone()
+        }));
+        stats.oldest_seconds = oldest.map_or(0.0, |at| now.duration_since(at).as_secs_f64());
+        stats
     }
 
     /// No more jobs are handed out; running ones may finish.
@@ -362,6 +495,27 @@ impl Queue {
 pub struct IdleTimeout;
 
 impl Inner {
+    /// Held back (`Some(false)`), given up (`Some(true)`), or free to go.
+    fn held(&self, lane: &Lane, item: &Item) -> Option<bool> {
+        if self.holds.is_empty() {
+            return None;
+        }
+        // The narrowest one decides.
+        let item = Hold::Item(lane.clone(), item.clone());
+        let of = |hold: &Hold| self.holds.get(hold).copied();
+        of(&item).or_else(|| of(&Hold::Lane(lane.clone()))).or_else(|| of(&Hold::Everything))
+    }
+
+    fn lane_held(&self, lane: &Lane) -> bool {
+        !self.holds.is_empty()
+            && (self.holds.contains_key(&Hold::Everything) || self.holds.contains_key(&Hold::Lane(lane.clone())))
+    }
+
+    fn offer_all(&mut self) {
+        let lanes: Vec<Lane> = self.pending.keys().cloned().collect();
+        lanes.into_iter().for_each(|lane| self.requeue_lane(lane));
+    }
+
     fn add(&mut self, lane: Lane, item: Item, new: Pending) {
         let items = self.pending.entry(lane.clone()).or_default();
         items
@@ -392,8 +546,12 @@ impl Inner {
 
     /// Failed items whose pause is over become pending again.
     fn revive(&mut self, now: Instant) {
-        let due: Vec<_> =
-            self.failed.iter().filter(|(_, w)| w.not_before <= now).map(|(key, w)| (key.clone(), w.seen_at)).collect();
+        let due: Vec<_> = self
+            .failed
+            .iter()
+            .filter(|((lane, item), w)| w.not_before <= now && self.held(lane, item).is_none())
+            .map(|(key, w)| (key.clone(), w.seen_at))
+            .collect();
         for ((lane, item), seen_at) in due {
             if self.running.get(&lane).is_some_and(|items| items.iter().any(|(running, _)| *running == item)) {
                 continue;
@@ -409,20 +567,31 @@ impl Inner {
     fn next_job(&mut self, workers: usize) -> Option<Job> {
         // One worker is always kept free of bulk work, so that small changes overtake it.
         let bulk_allowed = workers == 1 || self.running_bulk + 1 < workers;
-        let live = self.live.iter().position(|lane| !self.busy.contains(lane));
-        let (lane, live) = match live {
-            Some(at) => (self.live.remove(at)?, true),
-            None if bulk_allowed => {
-                let at = self.bulk.iter().position(|lane| !self.busy.contains(lane))?;
-                (self.bulk.remove(at)?, false)
+        loop {
+            let free = |lane: &Lane| !self.busy.contains(lane) && !self.lane_held(lane);
+            let live = self.live.iter().position(free);
+            let bulk = self.bulk.iter().position(free).filter(|_| bulk_allowed);
+            let (lane, live) = match (live, bulk) {
+                (Some(at), _) => (self.live.remove(at)?, true),
+                (None, Some(at)) => (self.bulk.remove(at)?, false),
+                (None, None) => return None,
+            };
+            if let Some(job) = self.job(lane, live) {
+                return Some(job);
             }
-            None => return None,
-        };
+        }
+    }
+
+    /// What can be done now in a lane that is free; `None` when everything of it has to wait.
+    fn job(&mut self, lane: Lane, live: bool) -> Option<Job> {
         self.ready.remove(&lane);
         let now = Instant::now();
-        let mut taken = Vec::new();
-        let items = self.pending.remove(&lane)?;
-        for (item, pending) in items {
+        let (mut taken, mut kept) = (Vec::new(), BTreeMap::new());
+        for (item, pending) in self.pending.remove(&lane)? {
+            if self.held(&lane, &item).is_some() {
+                kept.insert(item, pending);
+                continue;
+            }
             // An item in its pause keeps waiting, whatever else its lane does.
             match self.failed.get_mut(&(lane.clone(), item.clone())) {
                 Some(waiting) if waiting.failure.tries > 0 && waiting.not_before > now && !pending.live => {
@@ -430,6 +599,9 @@ impl Inner {
                 }
                 _ => taken.push((item, pending.seen_at)),
             }
+        }
+        if !kept.is_empty() {
+            self.pending.insert(lane.clone(), kept);
         }
         if taken.is_empty() {
             return None;
@@ -541,6 +713,55 @@ mod tests {
         queue.finish(job, outcomes);
         assert!(queue.stats().failed.is_empty());
         assert!(queue.wait_settled(1, Some(SOON)));
+    }
+
+    #[test]
+    fn what_is_held_back_waits_and_ages_and_its_neighbours_go_on() {
+        let queue = queue(2);
+        let old = Instant::now() - Duration::from_secs(5);
+        queue.hold_back(Hold::Lane(user("a")), false);
+        queue.hold_back(Hold::Item(user("b"), mailbox("y")), true);
+        queue.push(user("a"), mailbox("x"), old, true);
+        queue.push(user("b"), mailbox("y"), old - Duration::from_secs(50), true);
+        queue.push(user("b"), mailbox("z"), Instant::now(), true);
+        let job = take(&queue).expect("the neighbour");
+        assert_eq!(job.items.iter().map(|(item, _)| item.clone()).collect::<Vec<_>>(), [mailbox("z")]);
+        let outcomes = done(&job);
+        queue.finish(job, outcomes);
+        assert!(take(&queue).is_none());
+        let stats = queue.stats();
+        assert_eq!((stats.pending, stats.held_back, stats.skipped), (0, 1, 1));
+        assert!((5.0..40.0).contains(&stats.oldest_seconds), "{}", stats.oldest_seconds);
+        queue.let_go(&Hold::Lane(user("a")));
+        let job = take(&queue).expect("let go");
+        assert_eq!(job.items, [(mailbox("x"), old)]);
+        queue.let_go_skipped(&Hold::Everything);
+        assert_eq!(take(&queue).expect("no longer skipped").lane, user("b"));
+    }
+
+    #[test]
+    fn a_failed_item_can_be_tried_at_once_or_given_up() {
+        let queue = Queue::new(1, Backoff { first: Duration::from_secs(500), most: Duration::from_secs(500) });
+        let old = Instant::now() - Duration::from_secs(9);
+        queue.push(user("a"), mailbox("x"), old, true);
+        let fail = |queue: &Queue| {
+            let job = take(queue).expect("a job");
+            let failed = Outcome::Failed { reason: "crc".into(), quarantine: true };
+            let at = job.items[0].1;
+            queue.finish(job, vec![(mailbox("x"), at, failed, None)]);
+        };
+        fail(&queue);
+        assert!(take(&queue).is_none());
+        assert!(queue.stats().failed[0].next_try_seconds.is_some_and(|left| left > 400.0));
+        assert_eq!(queue.retry(&Hold::Lane(user("b"))), 0);
+        assert_eq!(queue.retry(&Hold::Lane(user("a"))), 1);
+        fail(&queue);
+        assert_eq!(queue.stats().failed[0].tries, 2);
+        queue.hold_back(Hold::Item(user("a"), mailbox("x")), true);
+        let stats = queue.stats();
+        assert_eq!((stats.failed_total, stats.skipped, stats.oldest_seconds), (0, 1, 0.0));
+        queue.retry(&Hold::Everything);
+        assert!(take(&queue).is_none(), "given up is given up");
     }
 
     #[test]

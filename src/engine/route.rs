@@ -9,6 +9,7 @@ use crate::model::{
     UserRef,
 };
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
@@ -38,10 +39,12 @@ pub(super) struct Router {
     annotations: BTreeMap<UniqueId, Vec<Annotation>>,
     server_annotations: Option<Vec<Annotation>>,
     retry: Vec<(Instant, Notice)>,
+    /// Told to those who watch over us: a scan may take long.
+    scanning: Arc<AtomicBool>,
 }
 
 impl Router {
-    pub(super) fn new(store: Arc<dyn MailStore>, replicas: Vec<Arc<Shared>>) -> Self {
+    pub(super) fn new(store: Arc<dyn MailStore>, replicas: Vec<Arc<Shared>>, scanning: Arc<AtomicBool>) -> Self {
         Self {
             store,
             replicas,
@@ -49,6 +52,7 @@ impl Router {
             annotations: BTreeMap::new(),
             server_annotations: None,
             retry: Vec::new(),
+            scanning,
         }
     }
 
@@ -223,6 +227,12 @@ impl Router {
     }
 
     fn scan(&mut self, below: Option<&MboxName>) {
+        self.scanning.store(true, Ordering::Relaxed);
+        self.compare_all(below);
+        self.scanning.store(false, Ordering::Relaxed);
+    }
+
+    fn compare_all(&mut self, below: Option<&MboxName>) {
         let started = Instant::now();
         let remember = (|| {
             self.source = Arc::new(Source::new(self.store.listing()?));

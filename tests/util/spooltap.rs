@@ -34,10 +34,16 @@ impl Spooltap {
 
     /// Starts `spooltap run`; what it says is added to `STATE.log`.
     pub fn run(conf: &Path, replica: &str, state: &Path) -> anyhow::Result<Self> {
+        let mut command = Self::command(conf, state);
+        command.args(["--replica", replica, "run"]);
+        Self::spawn(command, state)
+    }
+
+    /// Starts a command in the background; what it says is added to `STATE.log`.
+    pub fn spawn(mut command: Command, state: &Path) -> anyhow::Result<Self> {
         let log = state.with_extension("log");
         let file = fs::OpenOptions::new().create(true).append(true).open(&log)?;
-        let mut command = Self::command(conf, state);
-        command.args(["--replica", replica, "run"]).stdout(file.try_clone()?).stderr(file);
+        command.stdout(file.try_clone()?).stderr(file);
         Ok(Self { group: Group::spawn(&mut command)?, state: state.to_owned(), log })
     }
 

@@ -1,0 +1,273 @@
+//! The daemon's top loop: signals, the control socket, figures, systemd.
+
+use super::control::{self, Request, Response};
+use super::report::{Book, Memory, SourceStatus, Status, unix_now};
+use super::{Running, metrics, systemd};
+use crate::engine::{StandingOrder, Word};
+use futures::StreamExt;
+use futures::future::LocalBoxFuture;
+use futures::stream::FuturesUnordered;
+use std::cell::RefCell;
+use std::io;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::{Receiver, TryRecvError};
+use std::time::{Duration, Instant};
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tracing::{error, info, warn};
+
+/// Where the daemon can be seen and spoken to.
+#[derive(Clone, Debug)]
+pub struct Service {
+    /// Holds the control socket, the standing orders and, unless named, the status file.
+    pub state: PathBuf,
+    pub status_file: PathBuf,
+    /// Prometheus asks here.
+    pub metrics_listen: Option<SocketAddr>,
+    /// For the text-file collector of node_exporter.
+    pub metrics_file: Option<PathBuf>,
+}
+
+/// Why the loop ended.
+#[derive(Debug)]
+pub enum End<T> {
+    Stop,
+    /// SIGHUP, and the new configuration is good.
+    Reload(T),
+}
+
+/// Questions answered at the same time; more have to wait.
+const TALKS: usize = 16;
+/// The status file is written at least this often, so that the next start knows since when we are blind.
+const HEARTBEAT: Duration = Duration::from_secs(60);
+/// A room that does not answer for so long is wedged.
+const WEDGED: Duration = Duration::from_secs(30);
+
+impl Service {
+    fn orders_file(&self) -> PathBuf {
+        self.state.join("orders.json")
+    }
+
+    /// Pauses and skips of an earlier run.
+    pub fn orders(&self) -> Vec<StandingOrder> {
+        let text = std::fs::read(self.orders_file()).unwrap_or_default();
+        if text.is_empty() {
+            return Vec::new();
+        }
+        serde_json::from_slice(&text).unwrap_or_else(|error| {
+            warn!(%error, path = %self.orders_file().display(), "standing orders cannot be read");
+            Vec::new()
+        })
+    }
+}
+
+/// Serves until SIGTERM or SIGINT (a second one leaves at once) or until SIGHUP finds a good configuration. SIGUSR1 asks
+/// for a scan. Scans first; what happens meanwhile is seen by capture, which is armed already.
+pub fn serve<T>(running: &Running, service: &Service, reload: &dyn Fn() -> Option<T>) -> io::Result<End<T>> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(run(running, service, reload))
+}
+
+async fn run<T>(running: &Running, service: &Service, reload: &dyn Fn() -> Option<T>) -> io::Result<End<T>> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut hangup = signal(SignalKind::hangup())?;
+    let mut scan = signal(SignalKind::user_defined1())?;
+    let socket = control::listen(&service.state)?;
+    let metrics = match service.metrics_listen {
+        Some(address) => Some(TcpListener::bind(address).await?),
+        None => None,
+    };
+    let view = View::new(running, service);
+    let mut talks: FuturesUnordered<LocalBoxFuture<'_, ()>> = FuturesUnordered::new();
+    let mut first_scan = Some(running.engine.begin_scan());
+    let mut pulse = Pulse::default();
+    systemd::notify("READY=1\nSTATUS=catch-up scan");
+    let mut tick = tokio::time::interval(Duration::from_secs(1));
+    let end = loop {
+        let room = talks.len() < TALKS;
+        tokio::select! {
+            _ = terminate.recv() => break End::Stop,
+            _ = interrupt.recv() => break End::Stop,
+            _ = hangup.recv() => {
+                systemd::notify_reloading();
+                match reload() {
+                    Some(fresh) => break End::Reload(fresh),
+                    None => systemd::notify("READY=1"),
+                }
+            }
+            _ = scan.recv() => running.rescan(),
+            Some(()) = talks.next() => {}
+            Ok((stream, _)) = socket.accept(), if room => {
+                talks.push(Box::pin(control::talk(stream, |request| view.answer(request))));
+            }
+            Some(Ok((stream, _))) = accept(metrics.as_ref()), if room => {
+                talks.push(Box::pin(metrics::talk(stream, || metrics::render(&view.status()))));
+            }
+            _ = tick.tick() => {
+                if first_scan.as_ref().is_some_and(is_over) {
+                    first_scan = None;
+                    info!("live");
+                }
+                view.write(first_scan.is_some());
+                if systemd::has_watchdog() && pulse.beats(running) {
+                    systemd::notify("WATCHDOG=1");
+                }
+            }
+        }
+    };
+    drop(talks);
+    view.write(false);
+    if matches!(end, End::Stop) {
+        systemd::notify("STOPPING=1\nSTATUS=stopping");
+        leave_at_second_signal();
+    }
+    let _ = std::fs::remove_file(control::socket_path(&service.state));
+    Ok(end)
+}
+
+async fn accept(listener: Option<&TcpListener>) -> Option<io::Result<(tokio::net::TcpStream, SocketAddr)>> {
+    Some(listener?.accept().await)
+}
+
+fn is_over(done: &Receiver<()>) -> bool {
+    matches!(done.try_recv(), Ok(()) | Err(TryRecvError::Disconnected))
+}
+
+/// The next start copes with a stop that was not waited for, because it copes with kill -9.
+fn leave_at_second_signal() {
+    std::thread::spawn(move || {
+        let Ok(runtime) = tokio::runtime::Builder::new_current_thread().enable_all().build() else { return };
+        runtime.block_on(async {
+            if let (Ok(mut terminate), Ok(mut interrupt)) =
+                (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
+            {
+                tokio::select! { _ = terminate.recv() => {}, _ = interrupt.recv() => {} }
+                std::process::exit(75);
+            }
+        });
+    });
+}
+
+/// Whether every room still does something: the router answers, capture gives out what it has.
+#[derive(Default)]
+struct Pulse {
+    asked: Option<(Receiver<()>, Instant)>,
+    captured: Option<Instant>,
+}
+
+impl Pulse {
+    fn beats(&mut self, running: &Running) -> bool {
+        let now = Instant::now();
+        let captured = self.captured.get_or_insert(now);
+        // Only what is driven by events answers at once; a scan takes as long as it takes.
+        let quick = running.capture.stats().sources.iter().all(|source| source.source.contains("notify"));
+        if !quick || running.capture.drain(now + Duration::from_millis(100)) {
+            *captured = now;
+        }
+        let capture_waits = now.duration_since(*captured);
+        if self.asked.as_ref().is_none_or(|(answer, _)| is_over(answer)) {
+            self.asked = Some((running.engine.begin_flush(), now));
+        }
+        let router_waits = self.asked.as_ref().map_or(Duration::ZERO, |(_, at)| now.duration_since(*at));
+        let wedged = match (capture_waits > WEDGED, router_waits > WEDGED && !running.engine.is_scanning()) {
+            (true, _) => "capture",
+            (_, true) => "router",
+            _ => return true,
+        };
+        error!(room = wedged, "does not answer; waiting to be restarted");
+        false
+    }
+}
+
+/// What is shown, and where it is written.
+struct View<'a> {
+    running: &'a Running,
+    service: &'a Service,
+    started: Instant,
+    book: RefCell<Book>,
+    written: RefCell<Option<(String, Instant)>>,
+}
+
+impl<'a> View<'a> {
+    fn new(running: &'a Running, service: &'a Service) -> Self {
+        let names: Vec<String> = running.stats().into_iter().map(|stats| stats.replica).collect();
+        let before = std::fs::read(&service.status_file).ok();
+        let before = before.and_then(|text| serde_json::from_slice::<Status>(&text).ok());
+        let book = RefCell::new(Book::new(&names, before.as_ref()));
+        Self { running, service, started: Instant::now(), book, written: RefCell::default() }
+    }
+
+    fn status(&self) -> Status {
+        Status {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            pid: std::process::id(),
+            at: unix_now(),
+            uptime_seconds: self.started.elapsed().as_secs(),
+            source: SourceStatus { trouble: self.running.trouble(), ..self.running.capture.stats().into() },
+            memory: Memory::now(),
+            replicas: self.book.borrow_mut().replicas(self.running.stats()),
+            orders: self.running.engine.standing_orders(),
+        }
+    }
+
+    fn answer(&self, request: Request) -> Response {
+        let engine = &self.running.engine;
+        let result = match request {
+            Request::Status => return Response { status: Some(self.status()), ..Response::default() },
+            Request::Order { word, subject, replica } => {
+                info!(?word, ?subject, replica, "ordered");
+                let result = engine.order_about(replica.as_deref(), &subject, word);
+                if word != Word::Retry || result.is_ok() {
+                    let text = serde_json::to_vec_pretty(&engine.standing_orders()).unwrap_or_default();
+                    if let Err(error) = write_whole(&self.service.orders_file(), &text) {
+                        warn!(%error, "standing orders cannot be written, a restart will forget them");
+                    }
+                }
+                result
+            }
+            Request::Allow { seconds, replica } => {
+                info!(seconds, replica, "removals allowed");
+                engine.allow_removals(replica.as_deref(), Duration::from_secs(seconds))
+            }
+        };
+        match result {
+            Ok(count) => Response { retried: Some(count), ..Response::default() },
+            Err(error) => Response { error: Some(error.to_string()), ..Response::default() },
+        }
+    }
+
+    /// Writes the figures when they changed, and now and then when not.
+    fn write(&self, scanning: bool) {
+        let status = self.status();
+        let mut timeless = status.clone();
+        (timeless.at, timeless.uptime_seconds, timeless.memory) = (0, 0, Memory::default());
+        let key = serde_json::to_string(&timeless).unwrap_or_default();
+        let mut written = self.written.borrow_mut();
+        if written.as_ref().is_some_and(|(old, at)| *old == key && at.elapsed() < HEARTBEAT) {
+            return;
+        }
+        let text = serde_json::to_vec(&status).unwrap_or_default();
+        if let Err(error) = write_whole(&self.service.status_file, &text) {
+            warn!(%error, "status file cannot be written");
+        }
+        if let Some(path) = &self.service.metrics_file
+            && let Err(error) = write_whole(path, metrics::render(&status).as_bytes())
+        {
+            warn!(%error, "metrics file cannot be written");
+        }
+        *written = Some((key, Instant::now()));
+        let lag = status.replicas.iter().map(|replica| replica.lag_seconds).fold(0.0, f64::max);
+        let stage = if scanning { "catch-up scan" } else { "live" };
+        systemd::notify(&format!("STATUS={stage}, {} replicas, {lag:.1} s behind", status.replicas.len()));
+    }
+}
+
+/// By rename, so that a reader sees the old or the new whole.
+fn write_whole(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let mut fresh = path.as_os_str().to_owned();
+    fresh.push(".new");
+    std::fs::write(&fresh, bytes)?;
+    std::fs::rename(&fresh, path)
+}

@@ -1,0 +1,262 @@
+//! The daemon as an admin sees it: figures, orders, signals.
+
+use super::util::{CyrusServer, Options, Spooltap, cyrus, eventually};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::Value;
+use std::fs;
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::path::PathBuf;
+use std::process::{Command, Output};
+use std::time::Duration;
+use tempfile::TempDir;
+
+const LONG: Duration = Duration::from_secs(30);
+
+/// A real source, an archive as its replica, and a configuration file.
+struct Lab {
+    source: CyrusServer,
+    dir: TempDir,
+}
+
+impl Lab {
+    fn new(users: &[&str]) -> Self {
+        let source = CyrusServer::start(Options::new().users(users)).expect("Cyrus starts");
+        Self { source, dir: tempfile::tempdir().expect("directory") }
+    }
+
+    fn state(&self) -> PathBuf {
+        self.dir.path().join("state")
+    }
+
+    fn replica(&self) -> String {
+        format!("file://{}/archive", self.dir.path().display())
+    }
+
+    fn configure(&self, text: &str) {
+        fs::write(self.dir.path().join("spooltap.toml"), text).expect("writes");
+    }
+
+    fn command(&self) -> Command {
+        let mut command = Spooltap::command(&self.source.conf(), &self.state());
+        command.arg("--config").arg(self.dir.path().join("spooltap.toml"));
+        command
+    }
+
+    fn start(&self, environment: &[(&str, String)]) -> Spooltap {
+        let mut command = self.command();
+        command.args(["--replica", &self.replica(), "run"]).envs(environment.iter().cloned());
+        let mut spooltap = Spooltap::spawn(command, &self.state()).expect("starts");
+        spooltap.wait_live(LONG).expect("is live");
+        spooltap
+    }
+
+    fn says(&self, words: &[&str]) -> Output {
+        self.command().args(words).output().expect("runs")
+    }
+
+    /// Exit code and figures.
+    fn status(&self) -> (i32, Value) {
+        let output = self.says(&["status", "--json"]);
+        (output.status.code().expect("a code"), serde_json::from_slice(&output.stdout).unwrap_or_default())
+    }
+
+    #[track_caller]
+    fn becomes(&self, what: &str, good: impl Fn(i32, &Value) -> bool) -> Value {
+        let mut last = (0, Value::Null);
+        let found = eventually(LONG, || {
+            last = self.status();
+            good(last.0, &last.1["replicas"][0]).then(|| last.1.clone())
+        });
+        found.unwrap_or_else(|| panic!("not {what}: {} {}", last.0, last.1))
+    }
+
+    fn deliver(&self, user: &str) {
+        let text = b"From: a@lab.test\r\nSubject: x\r\n\r\ny\r\n";
+        let answers = self.source.lmtp().expect("connects").deliver(&[user], text).expect("delivers");
+        assert!(answers[0].starts_with('2'), "{answers:?}");
+    }
+
+    fn is_equal(&self, user: &str) -> bool {
+        let output = self.says(&["--replica", &self.replica(), "verify", "-u", user]);
+        output.status.code() == Some(0)
+    }
+}
+
+fn idle(replica: &Value) -> bool {
+    ["pending", "running", "waiting", "held_back", "skipped"].iter().all(|key| replica[*key] == 0)
+}
+
+#[test]
+fn status_tells_what_is_open_and_orders_are_obeyed_over_a_kill() {
+    if !cyrus::installed() {
+        return;
+    }
+    let lab = Lab::new(&["u1", "u2"]);
+    lab.configure("");
+    assert_eq!(lab.says(&["status"]).status.code(), Some(3), "nobody is there");
+    let spooltap = lab.start(&[]);
+    lab.deliver("u1");
+    lab.becomes("equal", |code, replica| code == 0 && idle(replica) && replica["confirmed_total"].as_u64() > Some(0));
+    let table = String::from_utf8(lab.says(&["status"]).stdout).expect("text");
+    assert!(table.contains(&lab.replica()) && table.contains("inotify") && table.ends_with("ok\n"), "{table}");
+
+    // What is paused is collected and ages; others are not held up, and a kill does not end the pause.
+    assert_eq!(lab.says(&["pause", "-u", "u1"]).status.code(), Some(0));
+    lab.deliver("u1");
+    lab.deliver("u2");
+    lab.becomes("held back", |code, replica| code == 1 && replica["held_back"] == 1 && replica["pending"] == 0);
+    assert!(lab.is_equal("u2") && !lab.is_equal("u1"));
+    spooltap.kill9();
+    let _spooltap = lab.start(&[]);
+    let shown = lab.becomes("held back again", |code, replica| code == 1 && replica["held_back"].as_u64() > Some(0));
+    assert!(shown["replicas"][0]["lag_seconds"].as_f64() > Some(0.0), "{shown}");
+    assert_eq!(shown["orders"][0]["subject"]["user"], "u1", "{shown}");
+    std::thread::sleep(Duration::from_millis(300));
+    assert!(!lab.is_equal("u1"));
+    assert_eq!(lab.says(&["resume", "-u", "u1"]).status.code(), Some(0));
+    lab.becomes("equal again", |code, replica| code == 0 && idle(replica));
+    assert!(lab.is_equal("u1"));
+
+    // A damaged mailbox is in quarantine with its reason, can be given up, and heals.
+    let path = lab.source.tool("mbpath", &["user.u2"]).expect("mbpath").stdout;
+    let index = PathBuf::from(String::from_utf8(path).expect("text").trim()).join("cyrus.index");
+    let good = fs::read(&index).expect("reads");
+    fs::write(&index, [&good[..60], &[0xff; 400]].concat()).expect("writes");
+    let shown = lab.becomes("in quarantine", |code, replica| code == 1 && replica["failed_total"] == 1);
+    let failure = &shown["replicas"][0]["failed"][0];
+    assert_eq!(failure["mailbox"], "user.u2", "{shown}");
+    assert!(failure["reason"].as_str().is_some_and(|reason| reason.contains("cyrus.index")), "{shown}");
+    assert!(failure["next_try_seconds"].is_number(), "{shown}");
+    assert_eq!(lab.says(&["skip", "-m", "user.u2"]).status.code(), Some(0));
+    lab.becomes("skipped", |code, replica| code == 1 && replica["skipped"] == 1 && replica["lag_seconds"] == 0.0);
+    fs::write(&index, good).expect("writes");
+    assert_eq!(lab.says(&["retry", "-m", "user.u2"]).status.code(), Some(0));
+    lab.becomes("healed", |code, replica| code == 0 && idle(replica));
+
+    assert_eq!(lab.says(&["skip"]).status.code(), Some(64), "everything cannot be skipped");
+    assert_eq!(lab.says(&["pause", "--replica", "csync://no@where"]).status.code(), Some(64));
+    assert_eq!(lab.says(&["pause", "-m", "user.nobody"]).status.code(), Some(64));
+}
+
+#[test]
+fn figures_for_prometheus_over_http_and_as_a_file() {
+    if !cyrus::installed() {
+        return;
+    }
+    let lab = Lab::new(&["u1"]);
+    let address = TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a free port");
+    let file = lab.dir.path().join("spooltap.prom");
+    lab.configure(&format!("metrics_listen = \"{address}\"\nmetrics_file = {:?}\n", file));
+    let _spooltap = lab.start(&[]);
+    lab.deliver("u1");
+    lab.becomes("equal", |code, replica| code == 0 && idle(replica) && replica["confirmed_total"].as_u64() > Some(0));
+    let ask = |request: &str| {
+        let mut stream = TcpStream::connect(address).expect("connects");
+        stream.write_all(request.as_bytes()).expect("writes");
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).expect("reads");
+        answer
+    };
+    let answer = ask("GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n");
+    let (head, page) = answer.split_once("\r\n\r\n").expect("head and body");
+    assert!(head.starts_with("HTTP/1.1 200"), "{head}");
+    check_exposition(page);
+    let replica = format!("{{replica=\"{}\"}}", lab.replica());
+    assert!(page.contains(&format!("spooltap_replica_lag_seconds{replica} 0\n")), "{page}");
+    assert!(page.contains(&format!("spooltap_replica_usable{replica} 1\n")), "{page}");
+    assert!(ask("GET / HTTP/1.1\r\n\r\n").starts_with("HTTP/1.1 404"));
+    assert!(ask("POST /metrics HTTP/1.1\r\n\r\n").starts_with("HTTP/1.1 405"));
+    check_exposition(&fs::read_to_string(file).expect("the text file"));
+}
+
+/// The text format: HELP, TYPE, then the samples of that family; a histogram's buckets ascend and end in the count.
+fn check_exposition(page: &str) {
+    let mut family = (String::new(), String::new());
+    let mut seen = std::collections::BTreeSet::new();
+    let mut below: Option<f64> = None;
+    assert!(page.ends_with('\n'));
+    for line in page.lines() {
+        let words: Vec<&str> = line.splitn(4, ' ').collect();
+        match words[..] {
+            ["#", "HELP", name, _] => family = (name.to_owned(), String::new()),
+            ["#", "TYPE", name, kind] => {
+                assert_eq!(name, family.0);
+                assert!(["gauge", "counter", "histogram"].contains(&kind), "{line}");
+                assert_eq!(kind == "counter", name.ends_with("_total"), "{line}");
+                family.1 = kind.to_owned();
+            }
+            _ => {
+                let (sample, value) = line.rsplit_once(' ').expect("name and value");
+                let value: f64 = value.parse().expect("a number");
+                let (name, labels) = sample.split_once('{').unwrap_or((sample, "}"));
+                let suffix = name.strip_prefix(family.0.as_str()).unwrap_or_else(|| panic!("{line} in {}", family.0));
+                let suffixes: &[&str] = if family.1 == "histogram" { &["_bucket", "_sum", "_count"] } else { &[""] };
+                assert!(suffixes.contains(&suffix), "{line}");
+                assert!(name.bytes().all(|b| b.is_ascii_lowercase() || b == b'_'), "{line}");
+                assert!(labels.ends_with('}') && seen.insert(sample.to_owned()), "{line}");
+                match suffix {
+                    "_bucket" => {
+                        assert!(below.is_none_or(|below| below <= value), "{line}");
+                        below = Some(value);
+                    }
+                    "_count" => assert_eq!(below.take(), Some(value), "{line}"),
+                    _ => {}
+                }
+            }
+        }
+    }
+    assert!(seen.len() > 20, "{page}");
+}
+
+#[test]
+fn systemd_is_told_and_a_reload_loses_nothing() {
+    if !cyrus::installed() {
+        return;
+    }
+    let lab = Lab::new(&["u1"]);
+    lab.configure("");
+    let path = lab.dir.path().join("notify");
+    let socket = std::os::unix::net::UnixDatagram::bind(&path).expect("binds");
+    socket.set_read_timeout(Some(LONG)).expect("sets");
+    let wait_for = |what: &str| {
+        let mut buffer = [0; 4096];
+        loop {
+            let count = socket.recv(&mut buffer).unwrap_or_else(|error| panic!("{what}: {error}"));
+            let text = String::from_utf8_lossy(&buffer[..count]).into_owned();
+            if text.lines().any(|line| line.starts_with(what)) {
+                return text;
+            }
+        }
+    };
+    let environment = [("NOTIFY_SOCKET", path.display().to_string()), ("WATCHDOG_USEC", "10000000".to_owned())];
+    let spooltap = lab.start(&environment);
+    wait_for("READY=1");
+    wait_for("WATCHDOG=1");
+    assert!(wait_for("STATUS=live").contains("1 replicas"));
+    let pid = spooltap.pid();
+    let hangup = || kill(Pid::from_raw(pid), Signal::SIGHUP).expect("signals");
+
+    lab.configure("lanes = 0\n");
+    hangup();
+    assert!(wait_for("RELOADING=1").contains("MONOTONIC_USEC="));
+    wait_for("READY=1");
+    assert!(spooltap.log().contains("the old one stays"), "{}", spooltap.log_end(5));
+
+    lab.configure("lanes = 2\n");
+    lab.deliver("u1");
+    hangup();
+    lab.deliver("u1");
+    wait_for("RELOADING=1");
+    lab.deliver("u1");
+    wait_for("READY=1");
+    lab.deliver("u1");
+    wait_for("STATUS=live");
+    lab.becomes("equal", |code, replica| code == 0 && idle(replica));
+    assert!(lab.is_equal("u1"));
+    assert_eq!(lab.status().1["pid"], pid);
+    assert_eq!(spooltap.terminate().expect("ends").code(), Some(0));
+    wait_for("STOPPING=1");
+    assert_eq!(lab.says(&["status"]).status.code(), Some(3));
+}
