@@ -1,6 +1,7 @@
 //! Capture with the real kernel: whatever is done to a store, the keys of what changed are delivered.
 
 mod sources;
+mod synclog;
 
 use spooltap::capture::{self, CaptureHandle, Roots, SOURCES, Settings};
 use spooltap::model::{DirtyKey, Notice};

@@ -104,6 +104,7 @@ pub fn start(
         has_successor: false,
         poll_every: settings.poll_every,
         scan_every: settings.scan_every,
+        sync_log: settings.sync_log.clone(),
     };
     let board = Arc::new(Board::default());
     let mut conductor = Conductor {

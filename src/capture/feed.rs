@@ -25,6 +25,8 @@ pub enum TouchKind {
     Found,
     /// Not told by the kernel: below a directory that was moved away.
     Gone,
+    /// Not told by the kernel: a record of sync_log.
+    Logged,
 }
 
 impl fmt::Display for TouchKind {
@@ -37,6 +39,7 @@ impl fmt::Display for TouchKind {
             Self::MovedTo => "moved-to",
             Self::Found => "found",
             Self::Gone => "gone",
+            Self::Logged => "logged",
         })
     }
 }
@@ -140,6 +143,14 @@ impl Feed {
         let Some(key) = key else { return false };
         self.coalescer.notice(Notice { key, seen_at });
         true
+    }
+
+    /// A line of a log names what may differ.
+    pub(super) fn record(&mut self, log: &Path, key: DirtyKey, seen_at: Instant) {
+        if let Some(tap) = &self.tap {
+            tap(&TapEvent { path: log, is_dir: false, kind: TouchKind::Logged, key: Some(&key), seen_at });
+        }
+        self.coalescer.notice(Notice { key, seen_at });
     }
 
     /// Events of this scope are, or may be, lost.

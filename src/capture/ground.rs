@@ -28,6 +28,8 @@ pub struct Ground {
     pub(super) poll_every: Duration,
     /// How often `scan` asks for a comparison.
     pub(super) scan_every: Duration,
+    /// The log that `synclog` consumes, or why there is none.
+    pub(super) sync_log: Result<PathBuf, String>,
 }
 
 /// Directories that wait for a source which needs no watch.

@@ -12,6 +12,7 @@ mod inotify;
 mod mounts;
 mod poll;
 mod scan;
+pub mod synclog;
 mod table;
 
 pub use coalesce::Coalescer;
@@ -54,6 +55,7 @@ pub struct SourceKind {
 pub const SOURCES: &[SourceKind] = &[
     SourceKind { name: "inotify", prompt: true, auto: true, fit: local, open: inotify::open },
     SourceKind { name: "poll", prompt: false, auto: true, fit: any_place, open: poll::open },
+    SourceKind { name: "synclog", prompt: false, auto: false, fit: synclog::fit, open: synclog::open },
     SourceKind { name: "scan", prompt: false, auto: true, fit: any_place, open: scan::open },
 ];
 
@@ -97,6 +99,8 @@ pub struct Settings {
     pub poll_every: Duration,
     /// How often `scan` asks for a comparison.
     pub scan_every: Duration,
+    /// The log that `synclog` consumes, or why there is none.
+    pub sync_log: Result<PathBuf, String>,
     /// Sees every raw event.
     pub tap: Option<Tap>,
 }
@@ -109,6 +113,7 @@ impl Default for Settings {
             source: AUTO.to_owned(),
             poll_every: Duration::from_secs(1),
             scan_every: Duration::from_secs(60),
+            sync_log: Err("no sync_log is named".to_owned()),
             tap: None,
         }
     }
@@ -116,13 +121,14 @@ impl Default for Settings {
 
 impl fmt::Debug for Settings {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { quiet, most, source, poll_every, scan_every, tap } = self;
+        let Self { quiet, most, source, poll_every, scan_every, sync_log, tap } = self;
         f.debug_struct("Settings")
             .field("quiet", quiet)
             .field("most", most)
             .field("source", source)
             .field("poll_every", poll_every)
             .field("scan_every", scan_every)
+            .field("sync_log", sync_log)
             .field("tap", &tap.is_some())
             .finish()
     }

@@ -38,6 +38,10 @@ enum What {
 pub(super) fn events(common: &Common, args: &EventsArgs) -> Outcome {
     let setup = Setup::open(common, false)?;
     let mut settings = setup.capture_settings();
+    if settings.source == "synclog" {
+        let fault = anyhow::anyhow!("who reads the rolling log takes its records away from a daemon that needs them");
+        return Err(Failure::new(Exit::Config, fault));
+    }
     let (lines, received) = mpsc::channel();
     if !args.notices {
         let (lines, all) = (lines.clone(), args.all);

@@ -25,6 +25,7 @@ mod push;
 mod run;
 mod scan;
 mod setup;
+mod synclog;
 mod verify;
 
 use crate::engine::Word;
@@ -68,7 +69,7 @@ struct Common {
     /// Sessions per replica [default: 4]
     #[arg(long, global = true)]
     lanes: Option<usize>,
-    /// How change is noticed: auto, inotify, poll or scan [default: auto]
+    /// How change is noticed: auto, inotify, poll, synclog or scan [default: auto]
     #[arg(long, global = true, value_name = "SOURCE")]
     capture: Option<String>,
     /// Lift the fuse that stops mass removals on the replica
@@ -102,6 +103,8 @@ enum Command {
     Events(events::EventsArgs),
     /// Compares source and replica mailbox by mailbox; exit code 1 when they differ
     Verify(verify::VerifyArgs),
+    /// Puts a record into Cyrus's rolling log, with the options of cyr_synclog
+    Synclog(synclog::SynclogArgs),
     /// Shows what would be run, or every fault of the configuration
     Check,
     /// Shows the running daemon's lag, queue and faults; exit code 0 fine, 1 warning, 2 critical, 3 not running
@@ -167,7 +170,7 @@ type Outcome = Result<Exit, Failure>;
 
 /// Parses the arguments, runs the subcommand, prints what went wrong.
 pub fn run() -> ExitCode {
-    let cli = match Cli::try_parse() {
+    let cli = match Cli::try_parse_from(synclog::arguments(std::env::args_os().collect())) {
         Ok(cli) => cli,
         Err(error) => {
             let _ = error.print();
@@ -196,6 +199,7 @@ fn dispatch(cli: Cli) -> Outcome {
         },
         Command::Events(args) => events::events(common, &args),
         Command::Verify(args) => verify::verify(common, &args),
+        Command::Synclog(args) => synclog::synclog(common, &args),
         Command::Check => check::check(common),
         Command::Status(args) => control::status(common, &args),
         Command::Pause(args) => control::order(common, &args, Word::Pause),

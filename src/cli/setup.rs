@@ -40,8 +40,24 @@ impl Setup {
             source: self.config.capture.clone(),
             poll_every: self.config.poll_every,
             scan_every: self.config.scan_every,
+            sync_log: self.sync_log(),
             ..Default::default()
         }
+    }
+
+    /// The rolling log of our channel, or why Cyrus writes none.
+    fn sync_log(&self) -> Result<PathBuf, String> {
+        let conf = self.store.conf();
+        if !conf.switch("sync_log", false) {
+            return Err("sync_log is off in imapd.conf; set sync_log: yes".to_owned());
+        }
+        let known = capture::synclog::channels(conf.get("sync_log_channels"));
+        if !known.contains(&self.config.channel) {
+            let ours = self.config.channel.as_deref().unwrap_or("\"\"");
+            let known = conf.get("sync_log_channels").unwrap_or("\"\"");
+            return Err(format!("Cyrus does not log to channel {ours}; add it to sync_log_channels, now {known}"));
+        }
+        Ok(capture::synclog::log_path(&self.store.layout().configdirectory, self.config.channel.as_deref()))
     }
 
     /// Directories that capture watches.

@@ -58,6 +58,8 @@ pub struct ReplicaConfig {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
     pub imapd_conf: PathBuf,
+    /// The sync channel that is ours; `None` is the default one.
+    pub channel: Option<String>,
     pub state: PathBuf,
     pub replicas: Vec<ReplicaConfig>,
     pub lanes: usize,
@@ -269,6 +271,7 @@ impl Config {
             .collect();
         Ok(Self {
             imapd_conf: raw.imapd_conf.clone().unwrap_or_else(|| "/etc/imapd.conf".into()),
+            channel: raw.channel.clone().filter(|channel| !channel.is_empty()),
             state: raw.state.clone().unwrap_or_else(|| DEFAULT_STATE.into()),
             replicas,
             lanes,

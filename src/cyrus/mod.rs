@@ -12,6 +12,7 @@ pub mod quota;
 pub mod seen;
 pub mod sieve;
 pub mod subs;
+pub mod sync_log;
 pub mod synccrc;
 
 /// A file did not have the shape its format promises.

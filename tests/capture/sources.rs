@@ -111,7 +111,8 @@ fn play(source: &str) {
 fn every_source_tells_what_changed() {
     // Fails for `poll` without the stamps in its digest, or when the second change within one stamp is not told again;
     // for any source when a directory is listed before it is watched.
-    for kind in SOURCES {
+    // Here is no Cyrus that writes a log; `synclog` has tests of its own.
+    for kind in SOURCES.iter().filter(|kind| kind.name != "synclog") {
         play(kind.name);
     }
     play("auto");

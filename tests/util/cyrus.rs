@@ -237,6 +237,14 @@ impl CyrusServer {
         Ok(as_cyrus(&mut command).output()?)
     }
 
+    /// Starts one of Cyrus's tools that goes on until it is dropped.
+    pub fn background(&self, name: &str, arguments: &[&str]) -> anyhow::Result<Group> {
+        let mut command = Command::new(program(name));
+        command.arg("-C").arg(self.conf()).args(arguments).current_dir(self.base());
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        Ok(Group::spawn(as_cyrus(&mut command))?)
+    }
+
     /// Changes options; they hold from the next start on, and for tools at once.
     pub fn set(&mut self, key: &str, value: impl ToString) -> anyhow::Result<()> {
         self.options.conf.insert(key.into(), value.to_string());

@@ -34,8 +34,13 @@ impl Spooltap {
 
     /// Starts `spooltap run`; what it says is added to `STATE.log`.
     pub fn run(conf: &Path, replica: &str, state: &Path) -> anyhow::Result<Self> {
+        Self::run_with(conf, replica, state, &[])
+    }
+
+    /// The same with more arguments, `--capture poll` for example.
+    pub fn run_with(conf: &Path, replica: &str, state: &Path, arguments: &[&str]) -> anyhow::Result<Self> {
         let mut command = Self::command(conf, state);
-        command.args(["--replica", replica, "run"]);
+        command.args(["--replica", replica]).args(arguments).arg("run");
         Self::spawn(command, state)
     }
 
