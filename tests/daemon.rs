@@ -78,6 +78,11 @@ impl Lab {
         assert!(answers[0].starts_with('2'), "{answers:?}");
     }
 
+    #[track_caller]
+    fn arrives(&self, user: &str) {
+        assert!(eventually(LONG, || self.is_equal(user).then_some(())).is_some(), "{user} does not arrive");
+    }
+
     fn is_equal(&self, user: &str) -> bool {
         let output = self.says(&["--replica", &self.replica(), "verify", "-u", user]);
         output.status.code() == Some(0)
@@ -106,8 +111,9 @@ fn status_tells_what_is_open_and_orders_are_obeyed_over_a_kill() {
     assert_eq!(lab.says(&["pause", "-u", "u1"]).status.code(), Some(0));
     lab.deliver("u1");
     lab.deliver("u2");
-    lab.becomes("held back", |code, replica| code == 1 && replica["held_back"] == 1 && replica["pending"] == 0);
-    assert!(lab.is_equal("u2") && !lab.is_equal("u1"));
+    lab.becomes("held back", |code, replica| code == 1 && replica["held_back"].as_u64() > Some(0));
+    lab.arrives("u2");
+    assert!(!lab.is_equal("u1"));
     spooltap.kill9();
     let _spooltap = lab.start(&[]);
     let shown = lab.becomes("held back again", |code, replica| code == 1 && replica["held_back"].as_u64() > Some(0));
@@ -117,20 +123,22 @@ fn status_tells_what_is_open_and_orders_are_obeyed_over_a_kill() {
     assert!(!lab.is_equal("u1"));
     assert_eq!(lab.says(&["resume", "-u", "u1"]).status.code(), Some(0));
     lab.becomes("equal again", |code, replica| code == 0 && idle(replica));
-    assert!(lab.is_equal("u1"));
+    lab.arrives("u1");
 
     // A damaged mailbox is in quarantine with its reason, can be given up, and heals.
     let path = lab.source.tool("mbpath", &["user.u2"]).expect("mbpath").stdout;
     let index = PathBuf::from(String::from_utf8(path).expect("text").trim()).join("cyrus.index");
     let good = fs::read(&index).expect("reads");
     fs::write(&index, [&good[..60], &[0xff; 400]].concat()).expect("writes");
-    let shown = lab.becomes("in quarantine", |code, replica| code == 1 && replica["failed_total"] == 1);
+    let shown = lab.becomes("in quarantine", |code, replica| code == 1 && replica["quarantined"].as_u64() > Some(0));
     let failure = &shown["replicas"][0]["failed"][0];
     assert_eq!(failure["mailbox"], "user.u2", "{shown}");
     assert!(failure["reason"].as_str().is_some_and(|reason| reason.contains("cyrus.index")), "{shown}");
     assert!(failure["next_try_seconds"].is_number(), "{shown}");
     assert_eq!(lab.says(&["skip", "-m", "user.u2"]).status.code(), Some(0));
-    lab.becomes("skipped", |code, replica| code == 1 && replica["skipped"] == 1 && replica["lag_seconds"] == 0.0);
+    lab.becomes("skipped", |code, replica| {
+        code == 1 && replica["skipped"].as_u64() > Some(0) && replica["lag_seconds"] == 0.0
+    });
     fs::write(&index, good).expect("writes");
     assert_eq!(lab.says(&["retry", "-m", "user.u2"]).status.code(), Some(0));
     lab.becomes("healed", |code, replica| code == 0 && idle(replica));
@@ -254,7 +262,7 @@ fn systemd_is_told_and_a_reload_loses_nothing() {
     lab.deliver("u1");
     wait_for("STATUS=live");
     lab.becomes("equal", |code, replica| code == 0 && idle(replica));
-    assert!(lab.is_equal("u1"));
+    lab.arrives("u1");
     assert_eq!(lab.status().1["pid"], pid);
     assert_eq!(spooltap.terminate().expect("ends").code(), Some(0));
     wait_for("STOPPING=1");
