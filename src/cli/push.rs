@@ -57,6 +57,7 @@ pub(super) fn push(common: &Common, args: &PushArgs) -> Outcome {
         dry_run: args.dry_run,
         stop_on_fatal: true,
         allow_removals: setup.config.allow_removals,
+        share: setup.share(),
         ..Options::default()
     };
     let started = Instant::now();
