@@ -12,7 +12,9 @@ use std::time::{Duration, Instant};
 use util::process::Group;
 use util::{CyrusServer, Imap, Options, Rng, Spooltap, cyrus, eventually, imap};
 
-const BENCHES: &[(&str, &str, fn() -> anyhow::Result<()>)] = &[
+type Bench = fn() -> anyhow::Result<()>;
+
+const BENCHES: &[(&str, &str, Bench)] = &[
     ("append", "from an append at the source to a client that sees it on the replica", append),
     ("initial", "first replication of 10 users with 500 messages of 4 KB each", initial),
     ("nothing", "a second `push -A` of 10,000 mailboxes with nothing changed", nothing),
