@@ -2,7 +2,7 @@
 //! targets call these, and so do the tests (`tests/formats/parsers.rs`), with seeds from the fixtures.
 
 use spooltap::csync::codec::Splitter;
-use spooltap::csync::command;
+use spooltap::csync::{command, intake, request};
 use spooltap::cyrus::imapd_conf::ImapdConf;
 use spooltap::cyrus::{annotations, db, header, index, mboxlist, quota, seen, subs};
 use spooltap::dlist::{self, Literals};
@@ -111,7 +111,9 @@ pub fn codec(bytes: &[u8]) {
     for answer in &whole.0 {
         let _ = command::untagged(answer);
     }
-    let _ = command::parse_request(bytes);
+    for files in [0, 1] {
+        let _ = request::parse(&intake::Line { bytes: bytes.to_vec(), files });
+    }
 }
 
 /// A row of mailboxes.db: key, a line end or blank, value.

@@ -1,7 +1,7 @@
 //! spooltap replicates Cyrus IMAP mail stores by watching the files of an unmodified server.
 //!
 //! Rooms in reading order; each folder's front door is its `mod.rs`. Dependencies point down this list's reverse:
-//! `cli → daemon → { capture, engine } → { spool, replica, archive, state } → { cyrus, csync } → dlist → model`.
+//! `cli → daemon → { capture, engine, serve } → { spool, replica, archive, state } → { cyrus, csync } → dlist → model`.
 
 pub mod model;
 
@@ -22,6 +22,8 @@ pub mod state;
 pub mod capture;
 
 pub mod engine;
+
+pub mod serve;
 
 pub mod config;
 

@@ -9,7 +9,7 @@ mod kill;
 #[path = "archive/replays.rs"]
 mod replays;
 #[path = "archive/restore.rs"]
-mod restore;
+pub(crate) mod restore;
 #[path = "archive/steps.rs"]
 mod steps;
 

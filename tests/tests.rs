@@ -15,5 +15,6 @@ mod regression;
 mod replay;
 mod replica_contract;
 mod rooms;
+mod serve;
 mod spool;
 mod state;

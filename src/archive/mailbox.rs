@@ -5,7 +5,7 @@ use super::shapes::{FlagTable, Head, StoredMailbox, load_annotations, load_recor
 use crate::cyrus::synccrc::{self, AnnotRule};
 use crate::model::{
     Annotation, FlagName, MailboxHead, MailboxSnapshot, MailboxUpdate, MailboxView, MessageGuid, Record, SyncCrcs,
-    SystemFlags, Uid,
+    SystemFlags, Uid, UserFlags,
 };
 use std::collections::HashSet;
 
@@ -105,19 +105,15 @@ impl Mailbox {
                 )));
             }
         }
-        let mut table = FlagTable::new(&update.user_flags);
+        let (mut table, bits) = self.flag_table(&update.user_flags);
         let mut changed = self.moved_flags(&mut table)?;
         let moved: HashSet<Uid> = changed.iter().map(|record| record.uid).collect();
         let mut given = Vec::with_capacity(update.records.len());
         for record in &update.records {
             let mut record = record.clone();
             record.system_flags.0 &= SystemFlags::REPLICATED;
-            record.user_flags &= table
-                .names
-                .iter()
-                .enumerate()
-                .filter(|(_, name)| name.is_some())
-                .fold(0, |all, (bit, _)| all | 1 << bit);
+            let set = bits.iter().enumerate().filter(|(bit, _)| record.user_flags >> bit & 1 == 1);
+            record.user_flags = set.fold(0, |all, (_, to)| all | to);
             if moved.contains(&record.uid) || self.record(record.uid) != Some(&record) {
                 given.push(record);
             }
@@ -196,6 +192,23 @@ impl Mailbox {
         let known = |record: &&Record| self.record(record.uid).is_some_and(|old| old.guid == record.guid);
         let new = change.records.iter().filter(|record| !record.is_expunged()).filter(move |record| !known(record));
         new.map(|record| (record.guid, record.size))
+    }
+
+    /// The flag table after an update with a table of its own, and which bit each of its entries has there. A source
+    /// tells its whole table; a client of csync only the flags of the records that it sends: then ours stays.
+    fn flag_table(&self, theirs: &[Option<FlagName>]) -> (FlagTable, Vec<UserFlags>) {
+        let told = |own: &Option<FlagName>| own.is_none() || theirs.contains(own);
+        if !self.user_flags.iter().all(told) {
+            let mut table = FlagTable::new(&self.user_flags);
+            let bits = theirs.iter().take(128).map(|name| name.as_ref().map_or(Some(0), |name| table.bit(name)));
+            if let Some(bits) = bits.collect::<Option<Vec<_>>>() {
+                return (table, bits);
+            }
+        }
+        let table = FlagTable::new(theirs);
+        let bits = table.names.iter().enumerate().map(|(bit, name)| if name.is_some() { 1 << bit } else { 0 });
+        let bits = bits.collect();
+        (table, bits)
     }
 
     /// Records whose flag bits mean something else in `table`, as they are there. Usually none: flag tables grow.

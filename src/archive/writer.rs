@@ -7,9 +7,10 @@ use super::mailbox::{Change, Mailbox, Refusal};
 use super::shapes::{Row, StoredIndex, StoredScript};
 use super::{Archive, ArchiveError, accounts};
 use crate::model::{
-    AccountView, Annotation, BodySource, MailboxHead, MailboxUpdate, MailboxView, MboxName, QuotaLimits, QuotaRoot,
-    Step, Uid, UniqueId, UserId,
+    AccountView, Annotation, Body, BodySource, MailboxHead, MailboxUpdate, MailboxView, MboxName, MessageGuid,
+    QuotaLimits, QuotaRoot, SieveName, Step, Uid, UniqueId, UserId,
 };
+use std::collections::BTreeSet;
 
 /// Why a step was not applied.
 #[derive(Debug, thiserror::Error)]
@@ -343,6 +344,26 @@ impl Writer {
         let (mut quotas, _) = accounts::server(objects)?;
         quotas.retain(|root, _| is_theirs(&MboxName::new(root.as_bytes())));
         Ok(AccountView { mailboxes: self.archive.heads(rows)?, quotas, meta: accounts::meta(objects, user, false)? })
+    }
+
+    /// Which of these bodies are there, whichever mailbox they came for.
+    pub fn has_bodies(&self, guids: &[MessageGuid]) -> Result<BTreeSet<MessageGuid>, ArchiveError> {
+        let paths: Vec<String> = guids.iter().map(bodies::body_path).collect();
+        let sizes = self.archive.objects.sizes(&paths)?;
+        Ok(guids.iter().zip(sizes).filter(|(_, size)| size.is_some()).map(|(guid, _)| *guid).collect())
+    }
+
+    /// A body, whichever mailbox it came for.
+    pub fn body(&self, guid: &MessageGuid) -> Result<Option<Body>, ArchiveError> {
+        let found = self.archive.objects.stream(&bodies::body_path(guid))?;
+        Ok(found.map(|(size, reader)| Body { size, reader: Box::new(reader) }))
+    }
+
+    /// The text of a Sieve script.
+    pub fn script(&self, user: &UserId, name: &SieveName) -> Result<Option<Vec<u8>>, ArchiveError> {
+        let objects = &self.archive.objects;
+        let meta = accounts::meta(objects, user, false)?;
+        meta.sieve.get(name).map(|script| bodies::script(objects, &script.guid)).transpose()
     }
 
     /// One quota root; `None` if it does not exist.

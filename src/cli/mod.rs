@@ -24,6 +24,7 @@ mod log;
 mod push;
 mod run;
 mod scan;
+mod serve;
 mod setup;
 mod synclog;
 mod verify;
@@ -92,6 +93,8 @@ enum Command {
     Run(run::RunArgs),
     /// Replicates once: everything, or the named users, mailboxes or users' data
     Push(push::PushArgs),
+    /// A csync server in front of an archive, for sync_client and for spooltap, until SIGTERM
+    Serve(serve::ServeArgs),
     /// Shows what differs from the receipts, without pushing
     Scan,
     /// Shows the content of any Cyrus file
@@ -192,6 +195,7 @@ fn dispatch(cli: Cli) -> Outcome {
     match cli.command {
         Command::Run(args) => run::run(common, &args),
         Command::Push(args) => push::push(common, &args),
+        Command::Serve(args) => serve::serve(common, &args),
         Command::Scan => scan::scan(common),
         Command::Inspect { file } => match inspect::inspect(&file, common.json, &mut std::io::stdout().lock()) {
             Ok(()) => Ok(Exit::Ok),

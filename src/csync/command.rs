@@ -2,7 +2,7 @@
 //! running servers.
 
 use super::Dialect;
-use crate::dlist::{self, Literals, Parser, Value, encode_text};
+use crate::dlist::{Literals, Parser, Value, encode_text};
 use crate::model::{
     Annotation, FlagName, MailboxHead, MailboxUpdate, MailboxView, MboxName, MboxType, MessageGuid, ModSeq, Options,
     Partition, QuotaLimits, QuotaResource, QuotaRoot, Record, SeenState, SieveName, SystemFlags, Uid, UniqueId, UserId,
@@ -25,7 +25,7 @@ const FLAGS: [(u32, &str); 6] = [
 ];
 
 /// Quota resources with their names on the wire; 3.10 and later print new names beside the old ones and read either.
-const RESOURCES: [(QuotaResource, &str); 4] = [
+pub(super) const RESOURCES: [(QuotaResource, &str); 4] = [
     (QuotaResource::Storage, "STORAGE"),
     (QuotaResource::Message, "MESSAGE"),
     (QuotaResource::AnnotationStorage, "X-ANNOTATION-STORAGE"),
@@ -33,53 +33,57 @@ const RESOURCES: [(QuotaResource, &str); 4] = [
 ];
 
 /// A request being written. Text goes out as atom, quoted string or `{n+}` literal, as every server takes it.
-#[derive(Default)]
-pub struct Request(Vec<u8>);
+pub(super) struct Request(pub(super) Vec<u8>, Literals);
 
 impl Request {
     fn new(start: &str) -> Self {
-        Self(start.as_bytes().to_vec())
+        Self(start.as_bytes().to_vec(), Literals::NonSynchronizing)
     }
 
-    fn raw(&mut self, text: &str) -> &mut Self {
+    /// What a server says: the newer clients read no `{n+}`.
+    pub(super) fn answer(start: &str) -> Self {
+        Self(start.as_bytes().to_vec(), Literals::Plain)
+    }
+
+    pub(super) fn raw(&mut self, text: &str) -> &mut Self {
         self.0.extend_from_slice(text.as_bytes());
         self
     }
 
-    fn text(&mut self, bytes: &[u8]) -> &mut Self {
-        encode_text(bytes, &mut self.0, Literals::NonSynchronizing);
+    pub(super) fn text(&mut self, bytes: &[u8]) -> &mut Self {
+        encode_text(bytes, &mut self.0, self.1);
         self
     }
 
-    fn number(&mut self, number: impl std::fmt::Display) -> &mut Self {
+    pub(super) fn number(&mut self, number: impl std::fmt::Display) -> &mut Self {
         // Writing into a Vec cannot fail.
         let _ = write!(self.0, "{number}");
         self
     }
 
     /// ` KEY text`.
-    fn field(&mut self, key: &str, bytes: &[u8]) -> &mut Self {
+    pub(super) fn field(&mut self, key: &str, bytes: &[u8]) -> &mut Self {
         self.separate().raw(key).raw(" ").text(bytes)
     }
 
     /// ` KEY seconds`. Before 1970 as 64-bit complement: no release reads a minus sign.
-    fn time(&mut self, key: &str, seconds: i64) -> &mut Self {
+    pub(super) fn time(&mut self, key: &str, seconds: i64) -> &mut Self {
         self.count(key, seconds.cast_unsigned())
     }
 
     /// ` KEY number`.
-    fn count(&mut self, key: &str, number: impl std::fmt::Display) -> &mut Self {
+    pub(super) fn count(&mut self, key: &str, number: impl std::fmt::Display) -> &mut Self {
         self.separate().raw(key).raw(" ").number(number)
     }
 
-    fn separate(&mut self) -> &mut Self {
+    pub(super) fn separate(&mut self) -> &mut Self {
         if !matches!(self.0.last(), Some(b'(' | b' ')) {
             self.0.push(b' ');
         }
         self
     }
 
-    fn end(&mut self) -> Vec<u8> {
+    pub(super) fn end(&mut self) -> Vec<u8> {
         self.raw("\r\n");
         std::mem::take(&mut self.0)
     }
@@ -254,13 +258,13 @@ pub fn mailbox(update: &MailboxUpdate, partition: &Partition, dialect: &Dialect)
     request.raw("))").end()
 }
 
-fn annotation_entry(request: &mut Request, annotation: &Annotation) {
+pub(super) fn annotation_entry(request: &mut Request, annotation: &Annotation) {
     request.separate().raw("%(");
     request.field("ENTRY", &annotation.entry).field("USERID", annotation.userid.as_bytes());
     request.count("MODSEQ", annotation.modseq.0).field("VALUE", &annotation.value).raw(")");
 }
 
-fn record_entry(request: &mut Request, record: &Record, names: &[Option<FlagName>], dialect: &Dialect) {
+pub(super) fn record_entry(request: &mut Request, record: &Record, names: &[Option<FlagName>], dialect: &Dialect) {
     request.separate().raw("%(").count("UID", record.uid.0).count("MODSEQ", record.modseq.0);
     request.time("LAST_UPDATED", record.last_updated).raw(" FLAGS (");
     for (bit, flag) in FLAGS {
@@ -371,7 +375,7 @@ pub fn untagged(line: &[u8]) -> Result<Untagged, AnswerError> {
     })
 }
 
-fn quota_view(value: &Value) -> Option<(QuotaRoot, QuotaLimits)> {
+pub(super) fn quota_view(value: &Value) -> Option<(QuotaRoot, QuotaLimits)> {
     let root = QuotaRoot::new(value.field("ROOT")?.as_text()?);
     let mut quota = QuotaLimits::default();
     for (resource, name) in RESOURCES {
@@ -388,7 +392,7 @@ fn quota_view(value: &Value) -> Option<(QuotaRoot, QuotaLimits)> {
     Some((root, quota))
 }
 
-fn seen_view(value: &Value) -> Option<(UniqueId, SeenState)> {
+pub(super) fn seen_view(value: &Value) -> Option<(UniqueId, SeenState)> {
     let number = |key: &str| seconds(value, key).unwrap_or_default();
     let seen = SeenState {
         lastread: number("LASTREAD"),
@@ -399,7 +403,7 @@ fn seen_view(value: &Value) -> Option<(UniqueId, SeenState)> {
     Some((UniqueId::new(value.field("UNIQUEID")?.as_text()?), seen))
 }
 
-fn annotation_view(value: &Value) -> Option<Annotation> {
+pub(super) fn annotation_view(value: &Value) -> Option<Annotation> {
     let text = |key: &str| value.field(key).and_then(Value::as_text);
     Some(Annotation {
         entry: text("ENTRY")?.to_vec(),
@@ -416,7 +420,7 @@ fn annotations_view(value: &Value, key: &str) -> Vec<Annotation> {
     out
 }
 
-fn mailbox_view(value: &Value) -> Result<MailboxView, &'static str> {
+pub(super) fn mailbox_view(value: &Value) -> Result<MailboxView, &'static str> {
     fn number<N: std::str::FromStr + Default>(value: &Value, key: &str) -> N {
         value.field(key).and_then(Value::as_number).unwrap_or_default()
     }
@@ -478,7 +482,7 @@ impl FlagTable {
 }
 
 /// Seconds since 1970; times before may come as 64-bit complement.
-fn seconds(value: &Value, key: &str) -> Option<i64> {
+pub(super) fn seconds(value: &Value, key: &str) -> Option<i64> {
     let value = value.field(key)?;
     value.as_number::<i64>().or_else(|| value.as_number::<u64>().map(u64::cast_signed))
 }
@@ -520,13 +524,6 @@ fn record_view(value: &Value, flags: &mut FlagTable) -> Result<Record, &'static 
         }
     }
     Ok(record)
-}
-
-/// Parses a whole request as a server would, for tests against recorded talks.
-pub fn parse_request(line: &[u8]) -> Result<Value, dlist::DlistError> {
-    let mut parser = Parser::new(line);
-    let (_, value) = parser.item()?;
-    Ok(value)
 }
 
 #[cfg(test)]

@@ -14,6 +14,8 @@ pub enum Generation {
     V38,
     V310,
     V312,
+    /// `spooltap serve`.
+    Spooltap,
 }
 
 /// How to speak to one generation.
@@ -88,7 +90,7 @@ const fn oldest(generation: Generation) -> Dialect {
     }
 }
 
-const ROWS: [Dialect; 9] = [
+const ROWS: [Dialect; 10] = [
     Dialect {
         annot_crc: AnnotCrc::None,
         annotations_inside: false,
@@ -106,6 +108,7 @@ const ROWS: [Dialect; 9] = [
     Dialect { sieve_replace: true, mbtypes: "acbspfjin", ..row(Generation::V38) },
     Dialect { mbtypes: "acbspfjin", ..row(Generation::V310) },
     Dialect { mbtypes: "acbspfjin", ..row(Generation::V312) },
+    Dialect { mbtypes: "acbspfjin", max_literal: 32 << 20, sieve_in_mailbox: false, ..row(Generation::Spooltap) },
 ];
 
 impl Dialect {
@@ -129,6 +132,9 @@ impl Dialect {
 
 /// The generation out of a banner's last line, where it names a version: `… Cyrus sync server 3.6.1-Debian…`.
 pub fn generation_of(banner: &str) -> Option<Generation> {
+    if banner.contains("spooltap") {
+        return Some(Generation::Spooltap);
+    }
     let version = banner.split("sync server ").nth(1)?.trim_start_matches(['v', 'g', 'i', 't']);
     let mut numbers = version.split(|c: char| !c.is_ascii_digit()).map(str::parse::<u32>);
     let (major, minor) = (numbers.next()?.ok()?, numbers.next()?.ok()?);
@@ -158,6 +164,7 @@ mod tests {
         assert_eq!(check("* OK b.example Cyrus sync server git2.4.22+0"), Some(Generation::V24));
         assert_eq!(check("* OK b.example Cyrus sync server 2.5.11"), Some(Generation::V25));
         assert_eq!(check("* OK b.example Cyrus sync server 3.12.1"), Some(Generation::V312));
+        assert_eq!(check("* OK b.example Cyrus sync server 3.12-spooltap-0.1.0"), Some(Generation::Spooltap));
         assert_eq!(check("* OK b.example Cyrus sync server unknown"), None);
         assert_eq!(check("* OK b.example Cyrus sync server v2.3.16"), None);
     }

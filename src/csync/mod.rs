@@ -1,5 +1,6 @@
-//! The replication protocol of Cyrus (csync), client side. `codec` splits the server's bytes into answers, `command`
-//! makes requests and reads answers, `dialect` knows what each release takes, `sasl` logs in: all without a socket.
+//! The replication protocol of Cyrus (csync). Client side: `codec` splits the server's bytes into answers, `command`
+//! makes requests and reads answers, `dialect` knows what each release takes, `sasl` logs in. Server side: `intake` splits
+//! the client's bytes into requests and files, `request` reads them, `reply` makes answers. All without a socket:
 //! `transport` is the only part with one.
 #![cfg_attr(
     not(test),
@@ -15,6 +16,9 @@
 pub mod codec;
 pub mod command;
 pub mod dialect;
+pub mod intake;
+pub mod reply;
+pub mod request;
 pub mod sasl;
 pub mod transport;
 

@@ -135,6 +135,19 @@ fn is_over(done: &Receiver<()>) -> bool {
     matches!(done.try_recv(), Ok(()) | Err(TryRecvError::Disconnected))
 }
 
+/// Tells the service manager that we are ready, and returns at SIGTERM or SIGINT; a second one leaves at once.
+pub fn wait_for_signal() -> io::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+        systemd::notify("READY=1\nSTATUS=live");
+        tokio::select! { _ = terminate.recv() => {}, _ = interrupt.recv() => {} }
+        systemd::notify("STOPPING=1\nSTATUS=stopping");
+        leave_at_second_signal();
+        Ok(())
+    })
+}
+
 /// The next start copes with a stop that was not waited for, because it copes with kill -9.
 fn leave_at_second_signal() {
     std::thread::spawn(move || {

@@ -2,11 +2,11 @@
 //! Nothing between them names either.
 
 use super::{
-    AccountView, Annotation, BodyRef, MailboxEntry, MailboxSnapshot, MailboxView, MboxName, QuotaLimits, QuotaRoot,
-    Step, Uid, UniqueId, UserId, UserMeta,
+    AccountView, Annotation, BodyRef, MailboxEntry, MailboxSnapshot, MailboxView, MboxName, MessageGuid, QuotaLimits,
+    QuotaRoot, SieveName, Step, Uid, UniqueId, UserId, UserMeta,
 };
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::io::Read;
 use std::sync::Arc;
@@ -198,6 +198,27 @@ pub trait Replica: Send {
 
     /// Server-level annotations, sorted.
     fn view_server_annotations(&mut self) -> Result<Vec<Annotation>, ReplicaError>;
+
+    /// Which of these bodies the replica has; `names` are mailboxes in which they may be.
+    fn has_bodies(&mut self, guids: &[MessageGuid], names: &[MboxName]) -> Result<BTreeSet<MessageGuid>, ReplicaError> {
+        let mut found = BTreeSet::new();
+        for name in names {
+            let records = self.view_full(name)?.and_then(|view| view.records).unwrap_or_default();
+            found.extend(records.iter().filter(|record| !record.is_expunged()).map(|record| record.guid));
+        }
+        found.retain(|guid| guids.contains(guid));
+        Ok(found)
+    }
+
+    /// A body that a mailbox there has; `None` also where a replica gives none back.
+    fn body(&mut self, _name: &MboxName, _guid: &MessageGuid) -> Result<Option<Body>, ReplicaError> {
+        Ok(None)
+    }
+
+    /// The text of a Sieve script; `None` also where a replica gives none back.
+    fn script(&mut self, _user: &UserId, _name: &SieveName) -> Result<Option<Vec<u8>>, ReplicaError> {
+        Ok(None)
+    }
 
     /// Applies one step; `Ok` means the replica confirmed it. Bodies are taken from `bodies` while sending.
     fn apply(&mut self, step: &Step, bodies: &dyn BodySource) -> Result<(), ReplicaError>;

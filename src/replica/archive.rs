@@ -2,9 +2,10 @@
 
 use crate::archive::{ApplyError, Archive, ArchiveError, Writer};
 use crate::model::{
-    AccountView, AnnotCrc, Annotation, BodySource, Capabilities, Disposition, MailboxView, MboxName, QuotaLimits,
-    QuotaRoot, Replica, ReplicaError, ReplicaTarget, Step, UniqueId, UserId,
+    AccountView, AnnotCrc, Annotation, Body, BodySource, Capabilities, Disposition, MailboxView, MboxName, MessageGuid,
+    QuotaLimits, QuotaRoot, Replica, ReplicaError, ReplicaTarget, SieveName, Step, UniqueId, UserId,
 };
+use std::collections::BTreeSet;
 
 /// An archive by its URL. Sessions share what they know of it.
 pub struct ArchiveTarget {
@@ -85,6 +86,22 @@ impl Replica for Session {
 
     fn view_server_annotations(&mut self) -> Result<Vec<Annotation>, ReplicaError> {
         self.check(self.writer.view_server_annotations())
+    }
+
+    fn has_bodies(
+        &mut self,
+        guids: &[MessageGuid],
+        _names: &[MboxName],
+    ) -> Result<BTreeSet<MessageGuid>, ReplicaError> {
+        self.check(self.writer.has_bodies(guids))
+    }
+
+    fn body(&mut self, _name: &MboxName, guid: &MessageGuid) -> Result<Option<Body>, ReplicaError> {
+        self.check(self.writer.body(guid))
+    }
+
+    fn script(&mut self, user: &UserId, name: &SieveName) -> Result<Option<Vec<u8>>, ReplicaError> {
+        self.check(self.writer.script(user, name))
     }
 
     fn apply(&mut self, step: &Step, bodies: &dyn BodySource) -> Result<(), ReplicaError> {

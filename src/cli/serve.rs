@@ -1,0 +1,116 @@
+//! `spooltap serve`: a csync server in front of an archive, in the foreground.
+
+use super::{Common, Exit, Failure, Outcome};
+use crate::config::{Compress, ReplicaConfig};
+use crate::serve::{Limits, Listener, Logins, Server, Settings};
+use crate::spool::read_conf;
+use anyhow::Context;
+use clap::Args;
+use std::net::TcpListener;
+use std::os::unix::net::UnixListener;
+use std::path::PathBuf;
+use std::time::Duration;
+use tracing::info;
+
+#[derive(Debug, Args)]
+pub(super) struct ServeArgs {
+    /// What is served: file:///DIR; made if it is not there
+    #[arg(long, value_name = "URL")]
+    archive: String,
+    /// Where to listen: ADDRESS:PORT, or the path of a UNIX socket; may be repeated
+    #[arg(long, value_name = "WHERE", default_value = "[::]:2005")]
+    listen: Vec<String>,
+    /// Who may log in: a file with lines USER:PASSWORD that only its owner may read
+    #[arg(long, value_name = "FILE")]
+    passwords: Option<PathBuf>,
+    /// Who of them may replicate [default: admins of the imapd.conf named with -C, else all]
+    #[arg(long, value_name = "USER", num_args = 1..)]
+    admins: Vec<String>,
+    /// Name in the greeting [default: this machine's]
+    #[arg(long, value_name = "NAME")]
+    servername: Option<String>,
+    /// Most connections at a time
+    #[arg(long, value_name = "NUMBER", default_value_t = 100)]
+    max_connections: usize,
+    /// Longest silence of a client
+    #[arg(long, value_name = "SECONDS", default_value_t = 1800)]
+    timeout: u64,
+    /// Memory for requests of all connections
+    #[arg(long, value_name = "MIB", default_value_t = 1024)]
+    max_memory: usize,
+    /// Longest request, bodies not counted
+    #[arg(long, value_name = "MIB", default_value_t = 256)]
+    max_request: usize,
+    /// Bodies that one connection may have sent and not yet used
+    #[arg(long, value_name = "MIB", default_value_t = 65_536)]
+    max_staged: u64,
+    /// Where large bodies wait until they are used [default: TMPDIR or /tmp]
+    #[arg(long, value_name = "DIR")]
+    stage: Option<PathBuf>,
+}
+
+pub(super) fn serve(common: &Common, args: &ServeArgs) -> Outcome {
+    let faulty = |error: anyhow::Error| Failure::new(Exit::Config, error);
+    let listeners = args.listen.iter().map(|place| listen(place)).collect::<anyhow::Result<Vec<_>>>();
+    let listeners = listeners.map_err(faulty)?;
+    let conf = common.imapd_conf.as_deref().map(read_conf).transpose();
+    let conf = conf.map_err(|error| Failure::new(Exit::Config, error))?;
+    let logins = match &args.passwords {
+        Some(path) => {
+            let conf_admins = || conf.as_ref().and_then(|conf| conf.get("admins")).unwrap_or_default();
+            let admins = match args.admins.as_slice() {
+                [] => conf_admins().split_ascii_whitespace().map(str::to_owned).collect(),
+                named => named.to_vec(),
+            };
+            Logins::read(path, &admins).map_err(|error| Failure::new(Exit::Config, error))?
+        }
+        None if listeners.iter().all(|listener| matches!(listener, Listener::Unix(_))) => Logins::default(),
+        None => return Err(faulty(anyhow::anyhow!("nobody could log in; name a password file with --passwords"))),
+    };
+    let replica = ReplicaConfig {
+        url: args.archive.clone(),
+        password: None,
+        realm: None,
+        compress: Compress::Auto,
+        timeout: Duration::from_secs(args.timeout),
+        partitions: Default::default(),
+    };
+    let target = crate::replica::open(&replica, false).map_err(|error| Failure::new(Exit::Config, error))?;
+    let limits = Limits {
+        connections: args.max_connections,
+        silence: Duration::from_secs(args.timeout.max(3)),
+        request_bytes: args.max_request << 20,
+        memory_bytes: args.max_memory << 20,
+        staged_bytes: args.max_staged << 20,
+        ..Limits::default()
+    };
+    let own_name = || nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok());
+    let name = args.servername.clone().or_else(own_name).unwrap_or_else(|| "localhost".into());
+    let stage = args.stage.clone().unwrap_or_else(std::env::temp_dir);
+    let server = Server::start(listeners, target, Settings { name, logins, limits, stage })
+        .map_err(|error| Failure::new(Exit::State, error))?;
+    info!(archive = args.archive, listen = args.listen.join(" "), "serving");
+    crate::daemon::wait_for_signal()?;
+    info!("stopping");
+    server.stop(Duration::from_secs(20));
+    info!("stopped");
+    Ok(Exit::Ok)
+}
+
+/// Opens a place to listen at.
+fn listen(place: &str) -> anyhow::Result<Listener> {
+    if place.starts_with('/') {
+        // One that a former server has left; anything else stays.
+        use std::os::unix::fs::FileTypeExt;
+        if std::fs::symlink_metadata(place).is_ok_and(|meta| meta.file_type().is_socket())
+            && std::os::unix::net::UnixStream::connect(place).is_err()
+        {
+            std::fs::remove_file(place).with_context(|| format!("cannot listen at {place}"))?;
+        }
+        let mask = nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o177));
+        let listener = UnixListener::bind(place);
+        nix::sys::stat::umask(mask);
+        return Ok(Listener::Unix(listener.with_context(|| format!("cannot listen at {place}"))?));
+    }
+    Ok(Listener::Tcp(TcpListener::bind(place).with_context(|| format!("cannot listen at {place}"))?))
+}

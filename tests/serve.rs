@@ -1,0 +1,70 @@
+//! `spooltap serve`: real clients replicate into an archive through it, and nothing else gets in.
+
+#[path = "serve/circle.rs"]
+mod circle;
+#[path = "serve/clients.rs"]
+mod clients;
+
+use super::util::cyrus::{PASSWORD, REPLICATOR};
+use super::util::eventually;
+use super::util::process::Group;
+use nix::sys::signal::Signal;
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitStatus, Stdio};
+use std::time::Duration;
+
+/// A `spooltap serve` in front of an archive of its own.
+pub(crate) struct Served {
+    group: Group,
+    dir: PathBuf,
+    pub(crate) address: SocketAddr,
+}
+
+impl Served {
+    /// Serves `DIR/archive`; more arguments may follow.
+    pub(crate) fn start(dir: &Path, arguments: &[&str]) -> Self {
+        let address = free_port();
+        Self::start_at(dir, address, arguments)
+    }
+
+    pub(crate) fn start_at(dir: &Path, address: SocketAddr, arguments: &[&str]) -> Self {
+        let passwords = dir.join("passwords");
+        std::fs::write(&passwords, format!("{REPLICATOR}:{PASSWORD}\nuser:{PASSWORD}\n")).expect("passwords");
+        std::fs::set_permissions(&passwords, PermissionsExt::from_mode(0o600)).expect("mode");
+        let log = std::fs::OpenOptions::new().create(true).append(true).open(dir.join("serve.log")).expect("log");
+        let mut command = Command::new(env!("CARGO_BIN_EXE_spooltap"));
+        command.args(["serve", "--archive", &archive(dir), "--listen", &address.to_string()]);
+        command.arg("--passwords").arg(&passwords).args(["--admins", REPLICATOR]).args(arguments);
+        command.env("SPOOLTAP_LOG", "warn,spooltap=debug").stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
+        let mut served = Self { group: Group::spawn(&mut command).expect("starts"), dir: dir.to_owned(), address };
+        let up = eventually(Duration::from_secs(20), || {
+            (TcpStream::connect(address).is_ok() || served.group.ended().is_some()).then(|| served.group.ended())
+        });
+        assert_eq!(up, Some(None), "{}", served.log());
+        served
+    }
+
+    pub(crate) fn log(&self) -> String {
+        std::fs::read_to_string(self.dir.join("serve.log")).unwrap_or_default()
+    }
+
+    pub(crate) fn url(&self) -> String {
+        format!("csync://{REPLICATOR}@{}", self.address)
+    }
+
+    pub(crate) fn terminate(mut self) -> ExitStatus {
+        self.group.signal(Signal::SIGTERM);
+        eventually(Duration::from_secs(20), || self.group.ended()).unwrap_or_else(|| panic!("{}", self.log()))
+    }
+}
+
+/// URL of the archive that is served.
+pub(crate) fn archive(dir: &Path) -> String {
+    format!("file://{}", dir.join("archive").display())
+}
+
+fn free_port() -> SocketAddr {
+    TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a port")
+}
