@@ -1,5 +1,8 @@
 //! The daemon as an admin sees it: figures, orders, signals.
 
+#[path = "daemon/several.rs"]
+mod several;
+
 use super::util::{CyrusServer, Options, Spooltap, cyrus, eventually};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;

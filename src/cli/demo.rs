@@ -265,7 +265,7 @@ impl Lines {
             let thread = std::thread::current().id();
             let mut applied = lock(&self.applied);
             match event {
-                Event::Applied(step) => applied.entry(thread).or_default().push(super::push::describe(step)),
+                Event::Applied(step) => applied.entry(thread).or_default().push(super::log::describe(step)),
                 Event::Confirmed { lag, .. } => {
                     let applied = applied.remove(&thread).unwrap_or_default();
                     if !applied.is_empty() {

@@ -3,7 +3,7 @@
 use super::setup::Setup;
 use super::{Common, Exit, Failure, Outcome};
 use crate::engine::{Engine, Event, EventSink, Item, Lane, Options};
-use crate::model::{MailStore, MboxName, Step, UserId, UserPart};
+use crate::model::{MailStore, MboxName, UserId, UserPart};
 use clap::Args;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::io::{IsTerminal, Write};
@@ -57,6 +57,7 @@ pub(super) fn push(common: &Common, args: &PushArgs) -> Outcome {
         dry_run: args.dry_run,
         stop_on_fatal: true,
         allow_removals: setup.config.allow_removals,
+        share: setup.share(),
         ..Options::default()
     };
     let started = Instant::now();
@@ -158,7 +159,7 @@ fn sink(common: &Common, dry_run: bool, bar: &ProgressBar) -> EventSink {
     let (json, bar) = (common.json, bar.clone());
     Arc::new(move |event: &Event<'_>| match event {
         Event::Planned(step) if dry_run => {
-            let line = if json { serde_json::to_string(step).unwrap_or_default() } else { describe(step) };
+            let line = if json { serde_json::to_string(step).unwrap_or_default() } else { super::log::describe(step) };
             bar.suspend(|| {
                 let _ = writeln!(std::io::stdout(), "{line}");
             });
@@ -166,38 +167,4 @@ fn sink(common: &Common, dry_run: bool, bar: &ProgressBar) -> EventSink {
         Event::Confirmed { mailbox: Some(mailbox), .. } => bar.set_message(mailbox.to_string()),
         other => bar.suspend(|| super::log::log_event(other)),
     })
-}
-
-/// A step in one line for people.
-pub(super) fn describe(step: &Step) -> String {
-    match step {
-        Step::Mailbox(update) => format!(
-            "{} mailbox {} uniqueid {}: {} records, {} bodies of {} bytes, modseq {}",
-            if update.create { "create" } else { "update" },
-            update.head.name,
-            update.head.uniqueid,
-            update.records.len(),
-            update.bodies.len(),
-            update.bodies.iter().map(|body| body.size).sum::<u64>(),
-            update.head.highestmodseq.0
-        ),
-        Step::Rename { from, to, partition, .. } => format!("rename mailbox {from} to {to} on partition {partition}"),
-        Step::Remove { uniqueid, name } => format!("remove mailbox {name} uniqueid {uniqueid}"),
-        Step::Expunge { name, uids, .. } => format!("expunge {} messages in {name}", uids.len()),
-        Step::Subscribe { user, name } => format!("subscribe {user} to {name}"),
-        Step::Unsubscribe { user, name } => format!("unsubscribe {user} from {name}"),
-        Step::Seen { user, uniqueid, .. } => format!("seen state of {user} in mailbox {uniqueid}"),
-        Step::Quota { root, limits } => format!("quota {root}: {:?}", limits.limits),
-        Step::Unquota { root } => format!("remove quota root {root}"),
-        Step::ServerAnnotation(annotation) => {
-            format!("server annotation {}", String::from_utf8_lossy(&annotation.entry))
-        }
-        Step::RemoveServerAnnotation { entry, .. } => {
-            format!("remove server annotation {}", String::from_utf8_lossy(entry))
-        }
-        Step::SievePut { user, name, content, .. } => format!("sieve script {name} of {user}: {} bytes", content.len()),
-        Step::SieveRemove { user, name } => format!("remove sieve script {name} of {user}"),
-        Step::SieveActivate { user, name } => format!("activate sieve script {name} of {user}"),
-        Step::SieveDeactivate { user } => format!("deactivate sieve of {user}"),
-    }
 }

@@ -57,7 +57,12 @@ fn refusals(setup: &Setup) -> Result<(), Failure> {
 fn once(common: &Common, args: &RunArgs, setup: &Setup) -> Result<End<Setup>, Failure> {
     let config = &setup.config;
     let state = setup.state()?;
-    let options = Options { lanes: config.lanes, allow_removals: config.allow_removals, ..Options::default() };
+    let options = Options {
+        lanes: config.lanes,
+        allow_removals: config.allow_removals,
+        share: setup.share(),
+        ..Options::default()
+    };
     let service = Service {
         state: config.state.clone(),
         status_file: args.status_file.clone().unwrap_or_else(|| config.state.join("status.json")),

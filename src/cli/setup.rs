@@ -144,6 +144,18 @@ impl<S: MailStore + ?Sized> Setup<S> {
         self.config.replicas.iter().map(open).collect()
     }
 
+    /// Whether a replica is to have a lane.
+    pub(super) fn share(&self) -> Option<engine::Share> {
+        let routes = self.config.routes.clone();
+        if routes.is_empty() {
+            return None;
+        }
+        Some(Arc::new(move |replica: &str, lane: &engine::Lane| match lane {
+            engine::Lane::User(user) => routes.wants(replica, user.as_bytes()),
+            _ => true,
+        }))
+    }
+
     /// Replicas with their receipts.
     pub(super) fn targets(&self, state: &State) -> Result<Vec<engine::Target>, Failure> {
         let targets = self.replica_targets()?;

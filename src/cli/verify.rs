@@ -3,8 +3,9 @@
 use super::setup::Setup;
 use super::{Common, Exit, Failure, Outcome};
 use crate::engine::{Lane, verify as engine_verify};
-use crate::model::UserId;
+use crate::model::{MailStore, UserId};
 use clap::Args;
+use std::collections::BTreeSet;
 use std::io::Write;
 
 #[derive(Debug, Args)]
@@ -22,10 +23,19 @@ pub(super) fn verify(common: &Common, args: &VerifyArgs) -> Outcome {
     let state = setup.state_if_free();
     let lanes: Vec<Lane> = args.users.iter().map(|user| Lane::User(UserId::from(user.as_str()))).collect();
     let lanes = (!lanes.is_empty()).then_some(lanes);
+    let share = setup.share();
     let mut out = std::io::stdout().lock();
     let mut equal = true;
     for (index, target) in setup.replica_targets()?.into_iter().enumerate() {
         let mut session = target.open().map_err(super::setup::replica_failure)?;
+        let name = target.name();
+        let lanes = match (&share, &lanes) {
+            (None, lanes) => lanes.clone(),
+            (Some(share), lanes) => {
+                let all = lanes.clone().map_or_else(|| every_lane(&setup), Ok)?;
+                Some(all.into_iter().filter(|lane| share(&name, lane)).collect())
+            }
+        };
         let bar = super::setup::bar(common.json, "lanes");
         let replica_state = state.as_ref().map(|state| state.replica(&setup.config.replicas[index].url));
         let report = engine_verify(
@@ -76,4 +86,12 @@ pub(super) fn verify(common: &Common, args: &VerifyArgs) -> Outcome {
         )?;
     }
     Ok(if equal { Exit::Ok } else { Exit::Differs })
+}
+
+fn every_lane(setup: &Setup<dyn MailStore>) -> Result<Vec<Lane>, Failure> {
+    let listing = setup.store.listing().map_err(|error| Failure::new(Exit::Source, error))?;
+    let prefix = setup.store.deleted_prefix();
+    let mut lanes: BTreeSet<Lane> = listing.entries.iter().map(|entry| Lane::of(&entry.name, prefix)).collect();
+    lanes.insert(Lane::Server);
+    Ok(lanes.into_iter().collect())
 }

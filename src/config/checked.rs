@@ -1,6 +1,6 @@
 //! The configuration we run on. `Config::check` gives the whole or all faults at once, each with its key and a cure.
 
-use super::Raw;
+use super::{Raw, Routes};
 use std::collections::BTreeMap;
 use std::fmt;
 use std::net::SocketAddr;
@@ -62,6 +62,7 @@ pub struct Config {
     pub channel: Option<String>,
     pub state: PathBuf,
     pub replicas: Vec<ReplicaConfig>,
+    pub routes: Routes,
     pub lanes: usize,
     pub quiet: Duration,
     pub most: Duration,
@@ -255,6 +256,7 @@ impl Config {
                 ),
             }
         }
+        let routes = Routes::check(&raw.route, &urls, &mut faults);
         if !faults.is_empty() {
             return Err(ConfigFaults(faults));
         }
@@ -274,6 +276,7 @@ impl Config {
             channel: raw.channel.clone().filter(|channel| !channel.is_empty()),
             state: raw.state.clone().unwrap_or_else(|| DEFAULT_STATE.into()),
             replicas,
+            routes,
             lanes,
             quiet: Duration::from_millis(quiet),
             most: Duration::from_millis(most),

@@ -47,9 +47,28 @@ pub struct Raw {
     pub metrics_listen: Option<String>,
     /// File for the text-file collector of node_exporter. Default: none.
     pub metrics_file: Option<PathBuf>,
+    /// Which users go to which replica. Default: all to all.
+    #[serde(default)]
+    pub route: Vec<RawRoute>,
     /// Partition of the source → partition of the replica, where the names differ.
     #[serde(default)]
     pub partition: BTreeMap<String, String>,
+}
+
+/// One rule; the first that fits a user decides.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RawRoute {
+    /// Names of users, `*` for anything (`*@example.org`). Default: everybody.
+    #[serde(default)]
+    pub users: Vec<String>,
+    /// To each of these replicas.
+    #[serde(default)]
+    pub to: Vec<String>,
+    /// Or to `copies` of these, chosen by the user's name.
+    #[serde(default)]
+    pub spread: Vec<String>,
+    pub copies: Option<usize>,
 }
 
 impl Raw {

@@ -101,6 +101,9 @@ pub enum Event<'a> {
 /// Where events go; called from the engine's threads, so it must be quick.
 pub type EventSink = Arc<dyn Fn(&Event<'_>) + Send + Sync>;
 
+/// Which lanes a replica (by name) is to have.
+pub type Share = Arc<dyn Fn(&str, &Lane) -> bool + Send + Sync>;
+
 /// A replica with its receipts.
 pub type Target = (Arc<dyn ReplicaTarget>, ReplicaState);
 
@@ -118,6 +121,8 @@ pub struct Options {
     pub stop_on_fatal: bool,
     /// Lift the fuse on mass removals.
     pub allow_removals: bool,
+    /// Default: every replica has everything. What a replica has of a lane that is not its own stays there as it is.
+    pub share: Option<Share>,
 }
 
 impl Default for Options {
@@ -129,6 +134,7 @@ impl Default for Options {
             dry_run: false,
             stop_on_fatal: false,
             allow_removals: false,
+            share: None,
         }
     }
 }
@@ -155,6 +161,7 @@ struct Shared {
     pub events: EventSink,
     pub dry_run: bool,
     allow_removals: bool,
+    share: Option<Share>,
     names: Mutex<ReplicaNames>,
     source: Mutex<Arc<Source>>,
     removals: Mutex<VecDeque<Instant>>,
@@ -187,6 +194,18 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Shared {
+    /// This replica is to have that lane.
+    fn wants(&self, lane: &Lane) -> bool {
+        self.share.as_ref().is_none_or(|share| share(&self.target.name(), lane))
+    }
+
+    /// Queues an item, if it is for this replica.
+    fn push(&self, lane: Lane, item: Item, seen_at: Instant, live: bool) {
+        if self.wants(&lane) {
+            self.queue.push(lane, item, seen_at, live);
+        }
+    }
+
     fn names(&self) -> MutexGuard<'_, ReplicaNames> {
         lock(&self.names)
     }
@@ -312,6 +331,7 @@ impl Engine {
                 events: events.clone(),
                 dry_run: options.dry_run,
                 allow_removals: options.allow_removals,
+                share: options.share.clone(),
                 names: Mutex::new(names),
                 source: Mutex::default(),
                 removals: Mutex::default(),
@@ -400,7 +420,7 @@ impl Engine {
         let now = Instant::now();
         for shared in &self.replicas {
             for lane in lanes {
-                shared.queue.push(lane.clone(), Item::Compare, now, false);
+                shared.push(lane.clone(), Item::Compare, now, false);
             }
         }
     }
@@ -408,7 +428,7 @@ impl Engine {
     /// Queues single items.
     pub fn queue(&self, lane: &Lane, item: &Item) {
         for shared in &self.replicas {
-            shared.queue.push(lane.clone(), item.clone(), Instant::now(), true);
+            shared.push(lane.clone(), item.clone(), Instant::now(), true);
         }
     }
 

@@ -120,7 +120,7 @@ impl Router {
 
     fn push(&self, lane: &Lane, item: &Item, seen_at: Instant) {
         for shared in &self.replicas {
-            shared.queue.push(lane.clone(), item.clone(), seen_at, true);
+            shared.push(lane.clone(), item.clone(), seen_at, true);
         }
     }
 
@@ -249,15 +249,15 @@ impl Router {
                 if below.is_none() {
                     // First start, or we died the last time and the receipts may be older than the replica.
                     for lane in self.lanes(shared)?.iter().filter(|lane| !shared.state.primed(&lane.to_string())) {
-                        shared.queue.push(lane.clone(), Item::Compare, started, false);
+                        shared.push(lane.clone(), Item::Compare, started, false);
                     }
                 }
                 for (lane, item, _) in &report.differ {
-                    shared.queue.push(lane.clone(), item.clone(), started, false);
+                    shared.push(lane.clone(), item.clone(), started, false);
                 }
                 shared.queue.hold(false);
                 checked += report.checked;
-                differ += report.differ.len();
+                differ += report.differ.iter().filter(|(lane, ..)| shared.wants(lane)).count();
             }
             Ok(())
         });

@@ -229,7 +229,7 @@ impl Pusher<'_> {
 
     fn queue_quota(&self, root: QuotaRoot) {
         let lane = super::route::quota_lane(&root, self.store().deleted_prefix());
-        self.shared.queue.push(lane, Item::Quota(root), Instant::now(), true);
+        self.shared.push(lane, Item::Quota(root), Instant::now(), true);
     }
 
     /// The replica's idea of these names was not ours: take its word.
@@ -288,7 +288,7 @@ impl Pusher<'_> {
             self.shared.state.remove_user(&user);
             if self.source.by_name(name).is_some() {
                 for part in [UserPart::Subs, UserPart::Seen, UserPart::Sieve] {
-                    self.shared.queue.push(Lane::User(user.clone()), Item::Meta(part), Instant::now(), true);
+                    self.shared.push(Lane::User(user.clone()), Item::Meta(part), Instant::now(), true);
                 }
             }
         }

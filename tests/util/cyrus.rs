@@ -232,9 +232,15 @@ impl CyrusServer {
 
     /// Runs one of Cyrus's tools with this server's configuration, as its user.
     pub fn tool(&self, name: &str, arguments: &[&str]) -> anyhow::Result<Output> {
+        Ok(self.tool_command(name, arguments).output()?)
+    }
+
+    /// The same, to be started by the caller.
+    pub fn tool_command(&self, name: &str, arguments: &[&str]) -> Command {
         let mut command = Command::new(program(name));
         command.arg("-C").arg(self.conf()).args(arguments).stdin(Stdio::null()).current_dir(self.base());
-        Ok(as_cyrus(&mut command).output()?)
+        as_cyrus(&mut command);
+        command
     }
 
     /// Starts one of Cyrus's tools that goes on until it is dropped.
