@@ -309,6 +309,7 @@ impl Pusher<'_> {
                 "{name} is not removed from the replica while the source's list has a row that cannot be read: {row}"
             )));
         }
+        self.shared.vanish_fuse(name, &again)?;
         self.shared.fuse(name)?;
         match self.apply(&Step::Remove { uniqueid: id.clone(), name: name.clone() }) {
             Ok(()) | Err(JobError::Replica(ReplicaError::NoSuchMailbox(_))) => {}
