@@ -13,6 +13,7 @@ mod control;
 pub mod diff;
 #[cfg(test)]
 mod fake;
+mod fill_in;
 mod names;
 mod push;
 mod queue;

@@ -135,6 +135,10 @@ impl Pusher<'_> {
         }
         result?;
         self.names_changed(from, to);
+        if from != to {
+            self.shared.names().set(id, to);
+            self.clear_above(from)?;
+        }
         if self.shared.dry_run {
             self.shared.names().set(id, to);
             return Ok(());
@@ -323,6 +327,7 @@ impl Pusher<'_> {
         if !self.shared.dry_run {
             self.forget(id);
             self.names_changed(name, name);
+            self.clear_above(name)?;
         }
         Ok(())
     }
