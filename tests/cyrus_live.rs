@@ -15,8 +15,9 @@ const SEEDS: [u64; 3] = [1, 2, 3];
 /// Operations that succeed in a workload.
 const OPERATIONS: usize = 520;
 
-/// Longest time from the last operation to equality; how long it took is printed.
-pub const LIMIT: Duration = Duration::from_secs(30);
+/// Longest time from the last operation to equality. On an idle machine it takes a moment (it is printed); where the
+/// servers wait for a busy disk, so does everything.
+pub const LIMIT: Duration = Duration::from_secs(120);
 
 /// Differences reported.
 const SHOWN: usize = 25;

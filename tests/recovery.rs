@@ -12,8 +12,8 @@ use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
 /// What each account has in `Scene::filled`.
-const FOLDERS: usize = 10;
-const MESSAGES: usize = 12;
+const FOLDERS: usize = 8;
+const MESSAGES: usize = 6;
 const MESSAGE_BYTES: usize = 4096;
 
 /// A death costs at most what was on its way, and that is one mailbox for each session.
