@@ -49,6 +49,9 @@ fn read(path: &Path) -> anyhow::Result<Shown> {
                 attempt += 1;
                 std::thread::sleep(PAUSE);
             }
+            Err(Trouble::Format(error, _)) if error.is_unsupported() => {
+                bail!("{shown_path}: {error}; it is not damaged, but this release of spooltap cannot read it")
+            }
             Err(Trouble::Format(error, cure)) => bail!("{shown_path}: {error}; {cure}"),
             Err(Trouble::Unknown) => bail!(
                 "{shown_path}: byte 0x0: not a file of Cyrus that is known here (known: cyrus.index, cyrus.expunge, \

@@ -70,7 +70,7 @@ struct Common {
     /// Sessions per replica [default: 4]
     #[arg(long, global = true)]
     lanes: Option<usize>,
-    /// How change is noticed: auto, inotify, fanotify, poll, synclog or scan [default: auto]
+    /// How change is noticed: auto, inotify, poll, synclog or scan [default: auto]
     #[arg(long, global = true, value_name = "SOURCE")]
     capture: Option<String>,
     /// Lift the fuse that stops mass removals on the replica
@@ -199,6 +199,7 @@ fn dispatch(cli: Cli) -> Outcome {
         Command::Scan => scan::scan(common),
         Command::Inspect { file } => match inspect::inspect(&file, common.json, &mut std::io::stdout().lock()) {
             Ok(()) => Ok(Exit::Ok),
+            Err(error) if error.is::<std::io::Error>() => Err(Failure::new(Exit::Source, error)),
             Err(error) => Err(Failure::new(Exit::Data, error)),
         },
         Command::Events(args) => events::events(common, &args),

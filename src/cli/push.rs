@@ -49,9 +49,10 @@ pub(super) fn push(common: &Common, args: &PushArgs) -> Outcome {
     for target in setup.replica_targets()? {
         target.open().map_err(super::setup::replica_failure)?.close();
     }
+    setup.store.listing().map_err(|error| Failure::new(Exit::Source, error))?;
     let bar = progress(common.json);
-    let failures: Arc<Mutex<Vec<(String, String)>>> = Arc::default();
-    let sink = sink(common, args.dry_run, &bar);
+    let trouble: Arc<Mutex<Option<String>>> = Arc::default();
+    let sink = sink(common, args.dry_run, &bar, trouble.clone());
     let options = Options {
         lanes: setup.config.lanes,
         dry_run: args.dry_run,
@@ -83,7 +84,7 @@ pub(super) fn push(common: &Common, args: &PushArgs) -> Outcome {
     let stats = engine.stats();
     engine.stop(setup.config.shutdown_timeout);
     state.flush();
-    let mut failed = failures.lock().map(|list| list.clone()).unwrap_or_default();
+    let mut failed = Vec::new();
     for stats in &stats {
         failed.extend(stats.queue.failed.iter().map(|failure| {
             (
@@ -104,6 +105,10 @@ pub(super) fn push(common: &Common, args: &PushArgs) -> Outcome {
     if let Some(reason) = stats.iter().find_map(|stats| stats.fatal.clone().filter(|_| !worked)) {
         let exit = if reason.starts_with("connection to ") { Exit::Replica } else { Exit::Refused };
         return Err(Failure::new(exit, anyhow::anyhow!(reason)));
+    }
+    // What was not read was not pushed, and nobody waits here until it can be read again.
+    if let Some(reason) = trouble.lock().ok().and_then(|mut trouble| trouble.take()) {
+        return Err(Failure::new(Exit::Source, anyhow::anyhow!(reason)));
     }
     Ok(if failed.is_empty() { Exit::Ok } else { Exit::Differs })
 }
@@ -155,7 +160,7 @@ fn progress(json: bool) -> ProgressBar {
     ProgressBar::no_length().with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
 }
 
-fn sink(common: &Common, dry_run: bool, bar: &ProgressBar) -> EventSink {
+fn sink(common: &Common, dry_run: bool, bar: &ProgressBar, trouble: Arc<Mutex<Option<String>>>) -> EventSink {
     let (json, bar) = (common.json, bar.clone());
     Arc::new(move |event: &Event<'_>| match event {
         Event::Planned(step) if dry_run => {
@@ -165,6 +170,13 @@ fn sink(common: &Common, dry_run: bool, bar: &ProgressBar) -> EventSink {
             });
         }
         Event::Confirmed { mailbox: Some(mailbox), .. } => bar.set_message(mailbox.to_string()),
+        Event::SourceTrouble { reason } => {
+            if let Ok(mut trouble) = trouble.lock() {
+                *trouble = Some(reason.clone());
+            }
+        }
+        // Named at the end, once.
+        Event::Failed { .. } => {}
         other => bar.suspend(|| super::log::log_event(other)),
     })
 }

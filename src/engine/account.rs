@@ -3,8 +3,8 @@
 
 use super::diff;
 use super::push::{JobError, Pusher};
-use super::queue::Item;
-use crate::model::{QuotaRoot, Step, UserId, UserPart};
+use super::queue::{Item, Lane};
+use crate::model::{MailboxEntry, MailboxHead, QuotaRoot, Step, UserId, UserPart};
 use crate::state::UserReceipt;
 use std::collections::BTreeSet;
 use std::time::Instant;
@@ -17,9 +17,6 @@ impl Pusher<'_> {
             None => self.session.view_quota(root)?,
         };
         if !diff::same_limits(mine.as_ref(), theirs.as_ref()) {
-            if mine.is_none() {
-                self.removal(&format_args!("quota root {root}"))?;
-            }
             match &mine {
                 Some(limits) => self.apply(&Step::Quota { root: root.clone(), limits: limits.clone() })?,
                 None => self.unquota(root)?,
@@ -35,15 +32,11 @@ impl Pusher<'_> {
         Ok(())
     }
 
-    /// Whether something may be taken from the replica for good.
-    fn removal(&self, what: &dyn std::fmt::Display) -> Result<(), JobError> {
-        self.shared.vanish_fuse(what, &self.source)?;
-        self.shared.fuse(what)
-    }
-
     pub(super) fn meta(&mut self, user: &UserId, part: UserPart, seen_at: Instant) -> Result<(), JobError> {
-        if self.source.by_name(&user.inbox()).is_none() {
-            // The user's data hangs on the INBOX and went with it.
+        // A user's data hangs on the INBOX. It went with it, or follows when the INBOX has arrived: a server that is told
+        // before keeps it in another place and loses it then (3.6).
+        let inbox = self.source.by_name(&user.inbox());
+        if inbox.is_none_or(|inbox| !self.shared.dry_run && !self.has_arrived(inbox)) {
             self.shared.state.remove_user(user);
             return Ok(());
         }
@@ -60,15 +53,6 @@ impl Pusher<'_> {
         let source = self.source.clone();
         let steps = diff::diff_meta(user, &mine, &theirs, &parts, &|id| source.by_id(id).is_some());
         let changed = !steps.is_empty();
-        // A directory that is gone looks like users who gave everything up.
-        let given_up = match part {
-            UserPart::Subs => mine.subs.is_empty() && !theirs.subs.is_empty(),
-            UserPart::Sieve => mine.sieve.is_empty() && !theirs.sieve.is_empty(),
-            UserPart::Seen => false,
-        };
-        if given_up {
-            self.removal(&format_args!("{part:?} of {user}"))?;
-        }
         for step in &steps {
             self.apply(step)?;
         }
@@ -83,6 +67,19 @@ impl Pusher<'_> {
             }
         }
         Ok(())
+    }
+
+    /// The replica confirmed it under this name: a receipt that was only written ahead has no UIDVALIDITY.
+    fn has_arrived(&self, entry: &MailboxEntry) -> bool {
+        let confirmed = |head: &MailboxHead| head.name == entry.name && head.uidvalidity != 0;
+        entry.mbtype.is_intermediate()
+            || self.shared.state.mailbox(&entry.uniqueid).is_some_and(|receipt| confirmed(&receipt.view.head))
+    }
+
+    pub(super) fn queue_meta(&self, user: &UserId) {
+        for part in [UserPart::Subs, UserPart::Seen, UserPart::Sieve] {
+            self.shared.queue.push(Lane::User(user.clone()), Item::Meta(part), Instant::now(), true);
+        }
     }
 
     pub(super) fn server_annotations(&mut self, seen_at: Instant) -> Result<(), JobError> {

@@ -44,7 +44,12 @@ pub(super) fn rebuild(
         kept_in: kept,
     });
     pusher.shared.fuse(&entry.name)?;
-    pusher.apply(&Step::Remove { uniqueid: entry.uniqueid.clone(), name: entry.name.clone() })
+    pusher.apply(&Step::Remove { uniqueid: entry.uniqueid.clone(), name: entry.name.clone() })?;
+    if !pusher.shared.dry_run {
+        // With an INBOX goes all else that a server keeps of its user.
+        pusher.names_changed(&entry.name, &entry.name);
+    }
+    Ok(())
 }
 
 fn rescue_mailbox(entry: &MailboxEntry, full: &MailboxView, only_there: &[Record]) -> MailboxSnapshot {

@@ -104,8 +104,9 @@ pub(super) fn read_mailbox(
 
 /// A fault that was there at every try.
 fn stays(error: StoreError) -> StoreError {
-    if error.message.contains("reconstruct") {
-        return StoreError { disposition: Disposition::Quarantine, ..error };
+    // What was no passing trouble to begin with has been told with its cure.
+    if error.disposition != Disposition::RetrySoon {
+        return error;
     }
     let cure = "run Cyrus's reconstruct on the mailbox, or restore the file";
     StoreError::new(Disposition::Quarantine, format!("{}; {cure}", error.message))

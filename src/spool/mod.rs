@@ -29,7 +29,7 @@ fn format_error(path: &Path, error: &FormatError) -> StoreError {
     let (disposition, cure) = if error.is_torn() {
         (Disposition::RetrySoon, "")
     } else if error.is_unsupported() {
-        (Disposition::Quarantine, "; this release of spooltap cannot read it")
+        (Disposition::Quarantine, "; it is not damaged, but this release of spooltap cannot read it")
     } else {
         (Disposition::Quarantine, "; run Cyrus's reconstruct on the mailbox")
     };

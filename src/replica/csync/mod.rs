@@ -19,7 +19,6 @@ use crate::csync::{Dialect, Generation};
 use crate::model::{Capabilities, MboxName, Partition, Replica, ReplicaError, ReplicaTarget, UserId};
 use session::{Greeting, Session, There};
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use url::Address;
@@ -76,8 +75,8 @@ impl CsyncTarget {
         }
     }
 
-    fn lost(&self, error: &io::Error) -> ReplicaError {
-        ReplicaError::Lost { replica: self.url.clone(), cause: error.to_string() }
+    fn lost(&self, cause: &dyn std::fmt::Display) -> ReplicaError {
+        ReplicaError::Lost { replica: self.url.clone(), cause: cause.to_string() }
     }
 
     fn connect(&self) -> Result<Session, ReplicaError> {
@@ -87,7 +86,9 @@ impl CsyncTarget {
         };
         let mut session = Session {
             url: self.url.clone(),
-            transport: transport.map_err(|error| self.lost(&error))?,
+            transport: transport.map_err(|error| {
+                self.lost(&format!("{error}; is this the host, and does sync_server listen on that port?"))
+            })?,
             dialect: Dialect::of(Generation::V32),
             partitions: self.partitions.clone(),
             known: self.shared.clone(),

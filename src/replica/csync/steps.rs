@@ -2,7 +2,7 @@
 
 use super::guard;
 use super::session::{Session, There};
-use super::update::no_partition;
+use super::update::cannot_be_made;
 use crate::csync::command;
 use crate::model::{
     AccountView, Annotation, BodySource, MailboxView, MboxName, Partition, QuotaLimits, QuotaRoot, Replica,
@@ -41,7 +41,7 @@ impl Session {
         let known_partition = self.known(|known| known.partitions.contains(&partition));
         match self.rename_request(to, to, &partition, uidvalidity) {
             Err(ReplicaError::Refused(text)) if !known_partition => {
-                Err(ReplicaError::Refused(format!("{text}; {}", no_partition(&partition))))
+                Err(ReplicaError::Refused(format!("{text}; {}", cannot_be_made(&partition))))
             }
             other => other,
         }

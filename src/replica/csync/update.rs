@@ -31,9 +31,9 @@ impl Session {
         }
         let known = self.known(|known| known.mailboxes.remove(name));
         match self.line(&command::mailbox(update, &partition, &self.dialect)) {
-            Err(ReplicaError::Refused(text)) if known.is_none() => Err(ReplicaError::Refused(format!(
-                "{name}: {text}; where it is new there, its parent or partition {partition} may be missing"
-            ))),
+            Err(ReplicaError::Refused(text)) if known.is_none() => {
+                Err(ReplicaError::Refused(format!("{name}: {text}; {}", cannot_be_made(&partition))))
+            }
             Err(ReplicaError::Refused(text)) => Err(ReplicaError::Refused(format!("{name}: {text}"))),
             other => other,
         }?;
@@ -151,7 +151,7 @@ impl Session {
             Ok(()) | Err(ReplicaError::Changed(_)) => {}
             Err(ReplicaError::Refused(text)) => {
                 let name = &update.head.name;
-                return Err(ReplicaError::Refused(format!("{name}: {text}; {}", no_partition(partition))));
+                return Err(ReplicaError::Refused(format!("{name}: {text}; {}", cannot_be_made(partition))));
             }
             Err(error) => return Err(error),
         }
@@ -291,10 +291,12 @@ impl Session {
     }
 }
 
-pub(super) fn no_partition(partition: &Partition) -> String {
+/// A server says no more than `NO Unknown error`.
+pub(super) fn cannot_be_made(partition: &Partition) -> String {
     format!(
-        "the replica has no partition {partition}: add partition-{partition} to its imapd.conf, \
-         or map it with [partition] in spooltap's configuration"
+        "where it is new there, the replica may have no partition {partition} (add partition-{partition} to its imapd.conf, \
+         or map it with [partition] in spooltap's configuration), lack its parent, or be part of a Murder whose mupdate \
+         server does not answer"
     )
 }
 
