@@ -1,5 +1,6 @@
 //! Capture with the real kernel: whatever is done to a store, the keys of what changed are delivered.
 
+mod fanotify;
 mod sources;
 mod synclog;
 

@@ -1,5 +1,7 @@
 //! The daemon as an admin sees it: figures, orders, signals.
 
+#[path = "daemon/fuses.rs"]
+mod fuses;
 #[path = "daemon/several.rs"]
 mod several;
 

@@ -6,8 +6,11 @@
 pub mod coalesce;
 mod conductor;
 pub mod derive;
+mod fanevent;
+mod fanotify;
 mod feed;
 mod ground;
+mod handle;
 mod inotify;
 mod mounts;
 mod poll;
@@ -54,6 +57,7 @@ pub struct SourceKind {
 /// Every source there is, in the order in which `auto` would have them.
 pub const SOURCES: &[SourceKind] = &[
     SourceKind { name: "inotify", prompt: true, auto: true, fit: local, open: inotify::open },
+    SourceKind { name: "fanotify", prompt: true, auto: true, fit: fanotify::fit, open: fanotify::open },
     SourceKind { name: "poll", prompt: false, auto: true, fit: any_place, open: poll::open },
     SourceKind { name: "synclog", prompt: false, auto: false, fit: synclog::fit, open: synclog::open },
     SourceKind { name: "scan", prompt: false, auto: true, fit: any_place, open: scan::open },
@@ -77,11 +81,24 @@ fn any_place(_: &Ground, _: &Area) -> Result<String, String> {
 
 /// Sleeps until an order comes, `also` can be read, or it is time.
 fn wait(control: &Control, also: Option<BorrowedFd<'_>>, until: Option<Instant>) -> Result<(), CaptureError> {
+    wait_also(control, also, None, until).map(drop)
+}
+
+/// The same; true when something was mounted or unmounted.
+fn wait_also(
+    control: &Control,
+    also: Option<BorrowedFd<'_>>,
+    mounts: Option<BorrowedFd<'_>>,
+    until: Option<Instant>,
+) -> Result<bool, CaptureError> {
     let mut fds = vec![PollFd::new(control.as_fd(), PollFlags::POLLIN)];
     fds.extend(also.map(|fd| PollFd::new(fd, PollFlags::POLLIN)));
+    let place = fds.len();
+    fds.extend(mounts.map(|fd| PollFd::new(fd, PollFlags::POLLPRI)));
     let timeout = until.map(|at| TimeSpec::from_duration(at.saturating_duration_since(Instant::now())));
     match ppoll(&mut fds, timeout, None) {
-        Ok(_) | Err(Errno::EINTR) => Ok(()),
+        Ok(_) => Ok(fds.get(place).and_then(PollFd::any).unwrap_or(false)),
+        Err(Errno::EINTR) => Ok(false),
         Err(errno) => Err(CaptureError::System { what: "poll", cause: errno.into() }),
     }
 }
@@ -145,6 +162,12 @@ pub enum CaptureError {
     /// ENOSPC from `inotify_add_watch`.
     #[error("no inotify watch is left: raise fs.inotify.max_user_watches (sysctl)")]
     Watches(#[source] io::Error),
+    #[error("{why}")]
+    Fanotify {
+        why: String,
+        #[source]
+        cause: io::Error,
+    },
     /// The source that was asked for cannot serve this.
     #[error("{source_name} cannot watch {}: {why}", path.display())]
     Unfit { source_name: &'static str, path: PathBuf, why: String },
@@ -159,7 +182,9 @@ impl CaptureError {
     pub fn disposition(&self) -> Disposition {
         match self {
             Self::UnknownSource { .. } | Self::Instances(_) | Self::Unfit { .. } => Disposition::Stop,
-            Self::Watches(_) | Self::System { .. } | Self::Path { .. } => Disposition::RetrySoon,
+            Self::Fanotify { .. } | Self::Watches(_) | Self::System { .. } | Self::Path { .. } => {
+                Disposition::RetrySoon
+            }
         }
     }
 }

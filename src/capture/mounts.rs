@@ -45,8 +45,15 @@ impl Mounts {
     }
 }
 
+/// Mount points strictly below `root`, which is a real path.
+pub fn below(root: &Path) -> Vec<PathBuf> {
+    let text = std::fs::read("/proc/self/mountinfo").unwrap_or_default();
+    let points = mount_points(&text).map(|(_, point)| point);
+    points.filter(|point| point != root && point.starts_with(root)).collect()
+}
+
 /// The path without symbolic links, as far as it exists.
-fn real(path: &Path) -> PathBuf {
+pub fn real(path: &Path) -> PathBuf {
     let found = path.ancestors().find_map(|above| Some((above, above.canonicalize().ok()?)));
     match found {
         Some((above, real)) => match path.strip_prefix(above) {

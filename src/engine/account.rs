@@ -17,6 +17,9 @@ impl Pusher<'_> {
             None => self.session.view_quota(root)?,
         };
         if !diff::same_limits(mine.as_ref(), theirs.as_ref()) {
+            if mine.is_none() {
+                self.removal(&format_args!("quota root {root}"))?;
+            }
             match &mine {
                 Some(limits) => self.apply(&Step::Quota { root: root.clone(), limits: limits.clone() })?,
                 None => self.unquota(root)?,
@@ -30,6 +33,12 @@ impl Pusher<'_> {
             }
         }
         Ok(())
+    }
+
+    /// Whether something may be taken from the replica for good.
+    fn removal(&self, what: &dyn std::fmt::Display) -> Result<(), JobError> {
+        self.shared.vanish_fuse(what, &self.source)?;
+        self.shared.fuse(what)
     }
 
     pub(super) fn meta(&mut self, user: &UserId, part: UserPart, seen_at: Instant) -> Result<(), JobError> {
@@ -53,6 +62,15 @@ impl Pusher<'_> {
         let source = self.source.clone();
         let steps = diff::diff_meta(user, &mine, &theirs, &parts, &|id| source.by_id(id).is_some());
         let changed = !steps.is_empty();
+        // A directory that is gone looks like users who gave everything up.
+        let given_up = match part {
+            UserPart::Subs => mine.subs.is_empty() && !theirs.subs.is_empty(),
+            UserPart::Sieve => mine.sieve.is_empty() && !theirs.sieve.is_empty(),
+            UserPart::Seen => false,
+        };
+        if given_up {
+            self.removal(&format_args!("{part:?} of {user}"))?;
+        }
         for step in &steps {
             self.apply(step)?;
         }

@@ -29,7 +29,10 @@ impl Pusher<'_> {
         }
         let fingerprint = self.store().fingerprint(entry)?;
         let Some(mut raw) = self.store().mailbox(entry)? else {
-            return Err(JobError::Again(format!("{} is gone or not there yet", entry.name)));
+            return Err(JobError::Again(format!(
+                "{} is in the list, but its files are not on partition {}: gone, not there yet, or not mounted",
+                entry.name, entry.partition
+            )));
         };
         raw.head.name = entry.name.clone();
         diff::reduce(&mut raw, &self.caps);

@@ -142,6 +142,8 @@ pub(super) struct Held {
     pub lose_in: Option<usize>,
     /// Names of mailboxes every update of which is refused.
     pub refuse: BTreeSet<MboxName>,
+    /// Makes what is missing above a new mailbox, and loses a user's data when the INBOX is a new one, as 3.6 does.
+    pub modern: bool,
 }
 
 #[derive(Default)]
@@ -217,6 +219,9 @@ impl Held {
         {
             return Err(ReplicaError::Refused("Unknown error".into()));
         }
+        if self.modern && !self.mailboxes.contains_key(&head.name) {
+            self.fill_in(&head.name);
+        }
         let old = self.mailboxes.get(&head.name).cloned().unwrap_or_default();
         if let Some(since) = update.since
             && (old.head.highestmodseq != since.modseq || Self::crcs(&old) != since.crcs)
@@ -266,6 +271,20 @@ impl Held {
             return Err(ReplicaError::Changed("SYNC_CHECKSUM".into()));
         }
         Ok(())
+    }
+
+    fn fill_in(&mut self, name: &MboxName) {
+        if let Some(user) = name.owner().filter(|_| name.is_inbox()) {
+            self.metas.remove(&user);
+        }
+        let mut above = name.parent();
+        while let Some(name) = above.filter(|name| name.owner().is_some() && !name.is_inbox()) {
+            let mut view = MailboxView::default();
+            view.head.name = name.clone();
+            view.head.uniqueid = UniqueId::new([b"made for ", name.as_bytes()].concat());
+            self.mailboxes.entry(name.clone()).or_insert(view);
+            above = name.parent();
+        }
     }
 
     fn rename(&mut self, step: &Step) -> Result<(), ReplicaError> {

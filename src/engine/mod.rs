@@ -13,6 +13,7 @@ mod control;
 pub mod diff;
 #[cfg(test)]
 mod fake;
+mod fill_in;
 mod names;
 mod push;
 mod queue;
@@ -143,6 +144,8 @@ impl Default for Options {
 const FUSE_WINDOW: Duration = Duration::from_secs(600);
 /// So many are never suspicious.
 const FUSE_FREE: usize = 50;
+/// So many mailboxes may vanish from the source's list at once and without a word.
+const VANISH_FREE: usize = 10;
 /// How a reason begins when the fuse stopped a removal.
 const FUSE: &str = "mass removal stopped";
 /// A session that idles this long is asked whether it is still there.
@@ -165,6 +168,8 @@ struct Shared {
     names: Mutex<ReplicaNames>,
     source: Mutex<Arc<Source>>,
     removals: Mutex<VecDeque<Instant>>,
+    /// The last list of which it was seen that it is the one we know.
+    good_list: Mutex<Option<Arc<crate::model::Listing>>>,
     /// An admin has lifted the fuse until then.
     allowed_until: Mutex<Option<Instant>>,
     /// What an admin has said, for those who ask.
@@ -226,15 +231,16 @@ impl Shared {
         self.source()
     }
 
+    fn is_allowed(&self) -> bool {
+        self.allow_removals || self.dry_run || lock(&self.allowed_until).is_some_and(|until| Instant::now() < until)
+    }
+
     /// Counts a removal; too many in too short a time are an accident until somebody says otherwise.
-    fn fuse(&self, name: &MboxName) -> Result<(), JobError> {
-        if self.allow_removals || self.dry_run {
+    fn fuse(&self, what: &dyn std::fmt::Display) -> Result<(), JobError> {
+        if self.is_allowed() {
             return Ok(());
         }
         let now = Instant::now();
-        if lock(&self.allowed_until).is_some_and(|until| now < until) {
-            return Ok(());
-        }
         let mut removals = lock(&self.removals);
         while removals.front().is_some_and(|at| now.duration_since(*at) > FUSE_WINDOW) {
             removals.pop_front();
@@ -243,13 +249,41 @@ impl Shared {
         let limit = FUSE_FREE.max(total / 4);
         if removals.len() >= limit {
             return Err(JobError::Conflict(format!(
-                "{FUSE}: {name} is kept on the replica, {} mailboxes were removed in the last {} minutes and the fuse \
+                "{FUSE}: {what} is kept on the replica, there were {} removals in the last {} minutes and the fuse \
                  allows {limit}; check the source, then say `spooltap allow`",
                 removals.len(),
                 FUSE_WINDOW.as_secs() / 60
             )));
         }
         removals.push_back(now);
+        Ok(())
+    }
+
+    /// A list that lacks most of what it had, without one word of deletion (2.5 and later keep tombstones), is another
+    /// list: cut, restored, or of another store. From such a one no removal of any kind is concluded.
+    fn vanish_fuse(&self, what: &dyn std::fmt::Display, source: &Source) -> Result<(), JobError> {
+        if self.is_allowed() {
+            return Ok(());
+        }
+        // A list that was found good stays good for this replica: what it has only shrinks by removals.
+        let mut good = lock(&self.good_list);
+        if good.as_ref().is_some_and(|good| Arc::ptr_eq(good, &source.listing)) {
+            return Ok(());
+        }
+        let names = self.names();
+        let (mut count, mut total) = (0, 0);
+        for id in names.ours() {
+            total += 1;
+            count += usize::from(source.by_id(id).is_none() && !source.is_tombstone(id));
+        }
+        drop(names);
+        if count > VANISH_FREE.max(total / 2) {
+            return Err(JobError::Conflict(format!(
+                "{FUSE}: {what} is kept on the replica, {count} of {total} mailboxes have vanished from the source's list; \
+                 check the source, then say `spooltap allow`"
+            )));
+        }
+        *good = Some(source.listing.clone());
         Ok(())
     }
 
@@ -335,6 +369,7 @@ impl Engine {
                 names: Mutex::new(names),
                 source: Mutex::default(),
                 removals: Mutex::default(),
+                good_list: Mutex::default(),
                 allowed_until: Mutex::default(),
                 orders: Mutex::default(),
                 reconnect_now: Mutex::default(),

@@ -75,6 +75,11 @@ impl ReplicaNames {
         self.strays.get(id).copied()
     }
 
+    /// The mailboxes that came from this source.
+    pub fn ours(&self) -> impl Iterator<Item = &UniqueId> {
+        self.by_id.keys().filter(|id| !self.strays.contains_key(*id))
+    }
+
     /// Names in a lane, sorted.
     pub fn in_lane(&self, lane: &Lane) -> Vec<MboxName> {
         self.by_lane.get(lane).into_iter().flatten().cloned().collect()

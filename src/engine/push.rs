@@ -6,7 +6,7 @@ use super::queue::{Item, Job, Lane, Outcome};
 use super::{Event, Shared};
 use crate::model::{
     Body, BodyRef, BodySource, Capabilities, Disposition, MailStore, MailboxView, MboxName, ModSeq, QuotaRoot, Replica,
-    ReplicaError, Step, StoreError, UniqueId, UserMeta, UserPart,
+    ReplicaError, Step, StoreError, UniqueId, UserId, UserMeta, UserPart,
 };
 use crate::state::{MailboxReceipt, UserReceipt};
 use std::collections::{BTreeSet, HashMap, HashSet};
@@ -304,7 +304,11 @@ impl<'a> Pusher<'a> {
             Item::Mailbox(id) => {
                 self.settle(job, id, &mut HashSet::new())?;
                 let Some(entry) = self.source.by_id(id).cloned() else { return Ok(()) };
+                let new = self.shared.names().name(id).is_none();
                 self.content(job, &entry, seen_at)?;
+                if new {
+                    self.look_above(&entry.name)?;
+                }
                 if let Some(user) = entry.name.owner().filter(|_| entry.name.is_inbox())
                     && !self.shared.dry_run
                     && self.shared.state.user(&user).is_none_or(|receipt| receipt.fingerprint.is_none())
@@ -315,10 +319,29 @@ impl<'a> Pusher<'a> {
             }
             Item::Quota(root) => self.quota(root, seen_at),
             Item::Meta(part) => match &job.lane {
-                Lane::User(user) => self.meta(&user.clone(), *part, seen_at),
+                Lane::User(user) => {
+                    let user = user.clone();
+                    self.inbox_first(job, &user, seen_at)?;
+                    self.meta(&user, *part, seen_at)
+                }
                 _ => Ok(()),
             },
             Item::ServerAnnotations => self.server_annotations(seen_at),
+        }
+    }
+
+    /// From 3.6 on a user's data lies under the uniqueid of his INBOX: what is said before the INBOX is there is lost with
+    /// its coming.
+    fn inbox_first(&mut self, job: &mut Job, user: &UserId, seen_at: Instant) -> Result<(), JobError> {
+        let Some(inbox) = self.source.by_name(&user.inbox()).cloned() else { return Ok(()) };
+        let is_there = |this: &Self| this.shared.names().name(&inbox.uniqueid) == Some(&inbox.name);
+        if self.shared.dry_run || inbox.mbtype.is_intermediate() || is_there(self) {
+            return Ok(());
+        }
+        self.item(job, &Item::Mailbox(inbox.uniqueid.clone()), seen_at)?;
+        match is_there(self) {
+            true => Ok(()),
+            false => Err(JobError::Again(format!("{} is not on the replica yet", inbox.name))),
         }
     }
 

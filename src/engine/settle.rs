@@ -135,6 +135,10 @@ impl Pusher<'_> {
         }
         result?;
         self.names_changed(from, to);
+        if from != to {
+            self.shared.names().set(id, to);
+            self.clear_above(from)?;
+        }
         if self.shared.dry_run {
             self.shared.names().set(id, to);
             return Ok(());
@@ -309,6 +313,7 @@ impl Pusher<'_> {
                 "{name} is not removed from the replica while the source's list has a row that cannot be read: {row}"
             )));
         }
+        self.shared.vanish_fuse(name, &again)?;
         self.shared.fuse(name)?;
         match self.apply(&Step::Remove { uniqueid: id.clone(), name: name.clone() }) {
             Ok(()) | Err(JobError::Replica(ReplicaError::NoSuchMailbox(_))) => {}
@@ -322,6 +327,7 @@ impl Pusher<'_> {
         if !self.shared.dry_run {
             self.forget(id);
             self.names_changed(name, name);
+            self.clear_above(name)?;
         }
         Ok(())
     }

@@ -183,6 +183,59 @@ fn a_deleted_and_recreated_name_is_another_mailbox() {
 }
 
 #[test]
+fn a_folder_that_the_replica_made_goes_with_what_it_was_made_for() {
+    let rig = Rig::new();
+    rig.target.held.lock().expect("lock").modern = true;
+    rig.store.change(|content| {
+        make(content, "i", "user.a", 1);
+        make(content, "one", "user.a.x.y.z", 1);
+        make(content, "two", "user.a.x.v", 1);
+        make(content, "three", "user.a.full.z", 1);
+        make(content, "four", "user.a.late.z", 1);
+    });
+    rig.sync();
+    let there = |name: &str| rig.target.held.lock().expect("lock").mailboxes.contains_key(&MboxName::from(name));
+    assert!(there("user.a.x") && there("user.a.x.y") && there("user.a.full") && there("user.a.late"));
+    rig.store.change(|content| {
+        rename(content, "one", "user.a.z");
+        content.mailboxes.remove(&UniqueId::from("three"));
+        make(content, "parent", "user.a.late", 2);
+    });
+    rig.target
+        .held
+        .lock()
+        .expect("lock")
+        .mailboxes
+        .get_mut(&MboxName::from("user.a.full"))
+        .expect("is there")
+        .head
+        .last_uid = Uid(1);
+    rig.sync();
+    // Something is still below it; somebody has put mail into it.
+    assert!(there("user.a.x") && !there("user.a.x.y") && there("user.a.full"));
+    rig.target.held.lock().expect("lock").mailboxes.remove(&MboxName::from("user.a.full"));
+    rig.store.change(|content| drop(content.mailboxes.remove(&UniqueId::from("two"))));
+    rig.sync();
+    rig.assert_equal();
+}
+
+#[test]
+fn a_subscription_does_not_come_before_the_inbox() {
+    let rig = Rig::new();
+    rig.target.held.lock().expect("lock").modern = true;
+    let meta = UserMeta { subs: [MboxName::from("user.a")].into(), ..UserMeta::default() };
+    rig.store.change(|content| {
+        make(content, "i", "user.a", 1);
+        content.metas.insert(UserId::new("a"), meta.clone());
+    });
+    rig.notice(DirtyKey::User(UserRef::Name(UserId::new("a")), UserPart::Subs));
+    assert!(rig.engine().settle(8, Some(Duration::from_secs(10))));
+    rig.sync();
+    rig.assert_equal();
+    assert_eq!(rig.target.held.lock().expect("lock").metas.get(&UserId::new("a")), Some(&meta));
+}
+
+#[test]
 fn what_only_the_replica_has_is_left_alone() {
     let rig = Rig::new();
     let mut other = Content::default();
@@ -243,7 +296,36 @@ fn a_mass_removal_trips_the_fuse() {
     rig.engine().settle(1, Some(Duration::from_secs(1)));
     let left = rig.target.held.lock().expect("lock").mailboxes.len();
     assert!((150..=152).contains(&left), "{left} mailboxes are left");
-    assert!(rig.engine().stats()[0].queue.failed.iter().all(|failure| failure.reason.contains("fuse")));
+    assert!(rig.engine().stats()[0].queue.failed.iter().all(|failure| failure.reason.contains("spooltap allow")));
+    assert!(rig.engine().stats()[0].fuse.is_some());
+    assert!(rig.engine().allow_removals(None, Duration::from_secs(60)).expect("allows") >= 149);
+    assert!(rig.engine().settle(2, Some(Duration::from_secs(20))));
+    rig.assert_equal();
+    assert!(rig.engine().stats()[0].fuse.is_none());
+}
+
+#[test]
+fn a_small_list_that_is_another_one_removes_nothing() {
+    let rig = Rig::new();
+    rig.store.change(|content| (0..15).for_each(|n| make(content, &format!("m{n}"), &format!("user.a{n}"), 1)));
+    rig.sync();
+    rig.store.change(|content| {
+        content.mailboxes.clear();
+        (0..15).for_each(|n| make(content, &format!("n{n}"), &format!("user.b{n}"), 1));
+    });
+    rig.notice(DirtyKey::MailboxList);
+    rig.engine().settle(1, Some(Duration::from_secs(2)));
+    let left = rig
+        .target
+        .held
+        .lock()
+        .expect("lock")
+        .mailboxes
+        .keys()
+        .filter(|name| name.to_string().contains("user.a"))
+        .count();
+    assert_eq!(left, 15);
+    assert!(rig.engine().stats()[0].fuse.as_ref().is_some_and(|fuse| fuse.contains("vanished")));
 }
 
 #[test]

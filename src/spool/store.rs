@@ -21,6 +21,8 @@ use tracing::warn;
 pub struct LiveSpool {
     conf: ImapdConf,
     layout: Layout,
+    /// Inode of configdirectory when it was opened.
+    home: Option<u64>,
     list: Mutex<List>,
     annotations: Mutex<Followed>,
 }
@@ -82,7 +84,8 @@ pub fn open_store(conf_path: &Path) -> Result<LiveSpool, StoreError> {
             )));
         }
     }
-    Ok(LiveSpool { conf, layout, list: Mutex::default(), annotations: Mutex::default() })
+    let home = inode(&layout.configdirectory).ok();
+    Ok(LiveSpool { conf, layout, home, list: Mutex::default(), annotations: Mutex::default() })
 }
 
 /// A uniqueid is the identity of one mailbox. Copied folders of old stores share one: the first by name keeps it.
@@ -108,6 +111,10 @@ fn unique<'a>(mailboxes: impl Iterator<Item = &'a Arc<MailboxEntry>>) -> (Vec<Ar
     (entries, clashes)
 }
 
+fn inode(path: &Path) -> Result<u64, StoreError> {
+    std::fs::metadata(path).map(|meta| meta.ino()).map_err(|error| super::io_error(path, &error))
+}
+
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -121,7 +128,23 @@ impl LiveSpool {
         &self.conf
     }
 
+    /// The store is still the one that was opened.
+    fn is_at_home(&self) -> Result<(), StoreError> {
+        let path = &self.layout.configdirectory;
+        let here = inode(path)?;
+        if self.home.is_some_and(|home| home != here) {
+            let text = format!(
+                "{}: another directory than the one that was opened (inode {here}); nothing is concluded from it. If it is \
+                 to be the source from now on, restart spooltap",
+                path.display()
+            );
+            return Err(StoreError::new(Disposition::RetrySoon, text));
+        }
+        Ok(())
+    }
+
     fn updated_list(&self) -> Result<MutexGuard<'_, List>, StoreError> {
+        self.is_at_home()?;
         let mut list = lock(&self.list);
         let path = &self.layout.mailboxes_db;
         let changes = list.db.update(path).map_err(|error| {
@@ -277,8 +300,7 @@ impl LiveSpool {
 impl MailStore for LiveSpool {
     fn identity(&self) -> Result<String, StoreError> {
         let path = &self.layout.configdirectory;
-        let meta = std::fs::metadata(path).map_err(|error| super::io_error(path, &error))?;
-        Ok(format!("spool {} inode {}", path.display(), meta.ino()))
+        Ok(format!("spool {} inode {}", path.display(), inode(path)?))
     }
 
     fn listing(&self) -> Result<Arc<Listing>, StoreError> {

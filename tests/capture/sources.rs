@@ -69,7 +69,7 @@ pub fn settings(source: &str) -> Settings {
     Settings { source: source.to_owned(), poll_every: Duration::from_millis(20), ..Settings::default() }
 }
 
-fn keys(given: &Given, handle: &CaptureHandle) -> BTreeSet<String> {
+pub fn keys(given: &Given, handle: &CaptureHandle) -> BTreeSet<String> {
     assert!(handle.drain(Instant::now() + Duration::from_secs(20)), "drained in time");
     let given = std::mem::take(&mut *given.lock().unwrap_or_else(PoisonError::into_inner));
     given.into_iter().map(|notice| notice.key.to_string()).collect()
@@ -84,6 +84,24 @@ pub fn covers(keys: &BTreeSet<String>, key: &str) -> bool {
         || keys.iter().any(|key| key.strip_prefix("rescan ").is_some_and(below))
 }
 
+/// Capture with this source, or `None` where it cannot work here: without the right to use it.
+pub fn try_start(dir: &Path, source: &str) -> Option<(Given, CaptureHandle)> {
+    let given = Given::default();
+    let theirs = given.clone();
+    let out = move |notices| theirs.lock().unwrap_or_else(PoisonError::into_inner).extend(notices);
+    match spooltap::capture::start(roots(dir), settings(source), Box::new(out)) {
+        Ok(handle) => {
+            handle.wait_armed();
+            Some((given, handle))
+        }
+        Err(error) if source == "fanotify" => {
+            println!("skipped: {error}");
+            None
+        }
+        Err(error) => panic!("{source}: {error}"),
+    }
+}
+
 fn play(source: &str) {
     let dir = tempfile::tempdir().expect("a temporary directory");
     put(dir.path(), "spool/user/a/cyrus.index", "index");
@@ -91,8 +109,7 @@ fn play(source: &str) {
     put(dir.path(), "conf/user/a/anna.seen", "");
     put(dir.path(), "conf/quota/a/user.a", "");
     put(dir.path(), "sieve/a/anna/x.script", "");
-    let (given, handle) = start(roots(dir.path()), settings(source));
-    handle.wait_armed();
+    let Some((given, handle)) = try_start(dir.path(), source) else { return };
     keys(&given, &handle);
     for (what, step, expected) in SCRIPT {
         step(dir.path());
@@ -100,8 +117,11 @@ fn play(source: &str) {
         for key in *expected {
             assert!(covers(&keys, key), "{source}: {what}: {key} is missing in {keys:?}");
         }
-        // Who sees single changes does not cry for a comparison of everything.
-        let quiet = source != "scan" && !what.contains("removed") && !what.contains("root");
+        // Who sees single changes does not cry for a comparison of everything. fanotify sees what other tests do as
+        // well, and its own tests look closer.
+        let quiet = !matches!(source, "scan" | "fanotify")
+            && (source != "poll" || !what.contains("removed"))
+            && !what.contains("root");
         assert!(!quiet || !keys.contains("rescan"), "{source}: {what}: {keys:?}");
     }
     handle.stop();

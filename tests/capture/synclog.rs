@@ -4,6 +4,7 @@ use super::super::util::{CyrusServer, Options, Rules, Spooltap, cyrus, diff, eve
 use super::{Given, roots, start};
 use nix::fcntl::{FcntlArg, fcntl};
 use nix::libc;
+use spooltap::capture::synclog::append;
 use spooltap::capture::{CaptureHandle, Settings};
 use std::collections::BTreeSet;
 use std::fs::{self, OpenOptions};
@@ -47,7 +48,7 @@ fn a_log_that_a_dead_reader_left_is_read_first_and_then_the_new_one() {
     let expected = set(&["mailbox-list", "mailbox user.a", "subs b", "subs c", "seen c", "sieve c"]);
     assert_eq!(keys(&given, &handle), expected);
     assert_eq!(fs::read_dir(dir.path().join("conf/sync/tap")).expect("there").count(), 0);
-    fs::write(dir.path().join("conf/sync/tap/log"), "QUOTA user.a\nnonsense\n").expect("written");
+    append(&dir.path().join("conf/sync/tap/log"), b"QUOTA user.a\nnonsense\n").expect("written");
     assert_eq!(keys(&given, &handle), set(&["quota user.a", "rescan"]));
 }
 
@@ -87,7 +88,7 @@ fn records_written_while_they_are_read_all_arrive() {
             scope.spawn(move || {
                 for n in 0..100 {
                     let line = format!("MAILBOX user.w{writer}.n{n}\n");
-                    spooltap::capture::synclog::append(log, line.as_bytes()).expect("appended");
+                    append(log, line.as_bytes()).expect("appended");
                 }
             });
         }

@@ -9,6 +9,7 @@
 
 pub mod cyrus;
 pub mod diff;
+pub mod gate;
 pub mod imap;
 pub mod names;
 pub mod process;
@@ -22,6 +23,7 @@ pub mod workload;
 
 pub use cyrus::{CyrusServer, Options};
 pub use diff::{Rules, diff};
+pub use gate::Gate;
 pub use imap::Imap;
 pub use rng::Rng;
 pub use snapshot::{Snapshot, Viewer, snapshot};

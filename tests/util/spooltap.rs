@@ -16,6 +16,8 @@ pub struct Spooltap {
     group: Group,
     state: PathBuf,
     log: PathBuf,
+    /// What the log held when this one started.
+    before: usize,
 }
 
 impl Spooltap {
@@ -48,13 +50,15 @@ impl Spooltap {
     pub fn spawn(mut command: Command, state: &Path) -> anyhow::Result<Self> {
         let log = state.with_extension("log");
         let file = fs::OpenOptions::new().create(true).append(true).open(&log)?;
+        let before = file.metadata()?.len() as usize;
         command.stdout(file.try_clone()?).stderr(file);
-        Ok(Self { group: Group::spawn(&mut command)?, state: state.to_owned(), log })
+        Ok(Self { group: Group::spawn(&mut command)?, state: state.to_owned(), log, before })
     }
 
     /// Waits until it follows the source live.
     pub fn wait_live(&mut self, limit: Duration) -> anyhow::Result<()> {
-        let live = eventually(limit, || (self.log().contains("live") || self.ended().is_some()).then(|| self.ended()));
+        let said = |run: &Self| run.log().get(run.before..).is_some_and(|log| log.contains(" live\n"));
+        let live = eventually(limit, || (said(self) || self.ended().is_some()).then(|| self.ended()));
         match live {
             Some(None) => Ok(()),
             _ => Err(anyhow!("spooltap is not live: {}", self.log())),

@@ -110,6 +110,8 @@ impl Workload {
                 let folder = folder.replace('.', &names.separator().to_string());
                 session.ok(format!("CREATE \"INBOX{}{folder}\"", names.separator()))?;
             }
+            // timsieved makes the folder for scripts at the first login. Who looks later must not be the one who changes.
+            server.sieve(login)?;
         }
         Ok(())
     }
@@ -125,7 +127,7 @@ impl Workload {
                 scope.spawn(move || Client::new(self, server, rng).work(deck));
             }
         });
-        // timsieved makes the folder for scripts at the first login. Who looks later must not be the one who changes.
+        // The folder for scripts once more, see above.
         for login in RESIDENTS.iter().chain(self.guests.lock().expect("lock").iter()) {
             if let Err(error) = server.sieve(login) {
                 self.refused.lock().expect("lock").insert(format!("sieve login of {login}: {error:#}"), 1);
