@@ -57,7 +57,7 @@ fn every_store_arrives_in_a_real_replica_and_nothing_is_sent_twice() {
 
 /// Releases that are a source by now.
 fn is_supported(name: &str) -> bool {
-    ["2.4.", "2.5.", "3."].iter().any(|release| name.starts_with(release))
+    ["2.3.", "2.4.", "2.5.", "3."].iter().any(|release| name.starts_with(release))
 }
 
 /// The last line of `verify`, if all is well.

@@ -13,7 +13,7 @@ pub fn recordings() -> Vec<PathBuf> {
         .flat_map(|dir| dir.flatten().map(|entry| entry.path()))
         .filter(|path| {
             let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-            ["2.4.", "2.5.", "3."].iter().any(|release| name.starts_with(release))
+            ["2.3.", "2.4.", "2.5.", "3."].iter().any(|release| name.starts_with(release))
         })
         .collect();
     out.sort_by_key(|path| path.file_name().map(ToOwned::to_owned));

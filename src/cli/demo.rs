@@ -52,6 +52,7 @@ pub(super) fn demo(common: &Common, args: &DemoArgs) -> Outcome {
     let archive = Archive::open(&url).map_err(|error| Failure::new(Exit::Config, error))?;
     let state = State::open(&place.path.join("state"), &store.identity().map_err(source)?)
         .map_err(|error| Failure::new(Exit::State, error))?;
+    store.remember_in(state.memory());
     let lines = Arc::new(Lines::new(common.json));
     lines.note(&format!("Cyrus {}: {} recorded file operations, into {url}", recording.version(), recording.ops()));
     let run = Run { store, archive, state, lines: lines.clone(), interrupted: interrupt()? };

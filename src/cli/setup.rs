@@ -129,7 +129,9 @@ impl<S: MailStore + ?Sized> Setup<S> {
     /// Our state; locked for this process.
     pub(super) fn state(&self) -> Result<State, Failure> {
         let identity = self.store.identity().map_err(|error| Failure::new(Exit::Source, error))?;
-        State::open(&self.config.state, &identity).map_err(|error| Failure::new(Exit::State, error))
+        let state = State::open(&self.config.state, &identity).map_err(|error| Failure::new(Exit::State, error))?;
+        self.store.remember_in(state.memory());
+        Ok(state)
     }
 
     /// Our state where no daemon holds it; only for reading.

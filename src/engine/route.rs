@@ -6,7 +6,7 @@ use super::queue::{Item, Lane};
 use super::{Event, Shared};
 use crate::model::{
     Annotation, DirtyKey, MailStore, MailboxRef, MboxName, Notice, QuotaRoot, Scope, StoreError, UniqueId, UserId,
-    UserRef,
+    UserPart, UserRef,
 };
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -135,6 +135,11 @@ impl Router {
             DirtyKey::Annotations => self.annotations_changed(at),
             DirtyKey::Mailbox(mailbox) => self.mailbox(mailbox, at),
             DirtyKey::User(UserRef::Name(user), part) => {
+                if *part == UserPart::Seen {
+                    for id in self.store.follows_seen(user)? {
+                        self.mailbox(&MailboxRef::Id(id), at)?;
+                    }
+                }
                 self.push(&Lane::User(user.clone()), &Item::Meta(*part), at);
                 Ok(())
             }
@@ -197,6 +202,12 @@ impl Router {
             let before = old.by_id(&entry.uniqueid);
             if before.is_some_and(|before| Arc::ptr_eq(before, entry) || before == entry) {
                 continue;
+            }
+            // The former owner is one of the others now, with what he has seen in his own database.
+            let former =
+                before.and_then(|before| before.name.owner()).filter(|owner| entry.name.owner() != Some(owner.clone()));
+            if let Some(owner) = former {
+                self.push(&Lane::User(owner), &Item::Meta(UserPart::Seen), at);
             }
             self.push(&self.lane(&entry.name), &Item::Mailbox(entry.uniqueid.clone()), at);
         }

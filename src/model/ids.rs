@@ -238,6 +238,13 @@ impl MboxName {
         Some(out.into())
     }
 
+    /// The name below `prefix` that a deleted mailbox of this name has, but for the time at its end.
+    pub fn with_deleted(&self, prefix: &[u8]) -> MboxName {
+        let (domain, local) = self.domain_and_local();
+        let domain = domain.map(|domain| [domain, b"!"].concat()).unwrap_or_default();
+        [domain.as_slice(), prefix, b".", local].concat().into()
+    }
+
     /// The user who owns the mailbox, in external form; `None` for shared ones and for `DELETED.` names.
     pub fn owner(&self) -> Option<UserId> {
         let (domain, local) = self.domain_and_local();
@@ -309,6 +316,10 @@ mod tests {
         assert_eq!(check("DELETED.user.u1.X.6B050AE9").as_deref(), Some("user.u1.X"));
         assert_eq!(check("dom.test!DELETED.user.u3.6B050AE9").as_deref(), Some("dom.test!user.u3"));
         assert_eq!(check("user.u1.X"), None);
+        for name in ["user.u1.X", "dom.test!user.u3"] {
+            let deleted = MboxName::from(name).with_deleted(b"DELETED");
+            assert_eq!(check(&format!("{deleted}.6B050AE9")).as_deref(), Some(name));
+        }
     }
 
     #[test]

@@ -109,6 +109,17 @@ impl fmt::Display for LeftOut {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Fingerprint(pub Vec<u8>);
 
+/// Where a source keeps what its own files do not tell: the history of a store that keeps none. Losing it is allowed.
+pub trait Memory: Send + Sync {
+    fn get(&self, key: &[u8]) -> Option<Vec<u8>>;
+
+    /// All of these are seen, and become durable, together; `None` removes.
+    fn put(&self, entries: Vec<(Vec<u8>, Option<Vec<u8>>)>);
+
+    /// Every key there is.
+    fn keys(&self) -> Vec<Vec<u8>>;
+}
+
 /// Bytes of one message, and how many there are.
 pub struct Body {
     pub size: u64,
@@ -163,6 +174,15 @@ pub trait MailStore: Send + Sync {
 
     /// One quota root; `None` when it does not exist.
     fn quota(&self, root: &QuotaRoot) -> Result<Option<QuotaLimits>, StoreError>;
+
+    /// Mailboxes whose records follow from this user's seen database (before 2.4) and whose value there is another one
+    /// than when this was last asked.
+    fn follows_seen(&self, _user: &UserId) -> Result<Vec<UniqueId>, StoreError> {
+        Ok(Vec::new())
+    }
+
+    /// Said once, before the first reading, to a store that needs a memory; without one it remembers until it is closed.
+    fn remember_in(&self, _memory: Arc<dyn Memory>) {}
 
     /// Server-level annotations, sorted.
     fn server_annotations(&self) -> Result<Vec<Annotation>, StoreError>;

@@ -13,10 +13,12 @@ pub enum MetaFile {
     Index,
     Cache,
     Annotations,
+    /// 2.3 with delayed expunge.
+    Expunge,
 }
 
 impl MetaFile {
-    const ALL: [Self; 4] = [Self::Header, Self::Index, Self::Cache, Self::Annotations];
+    const ALL: [Self; 5] = [Self::Header, Self::Index, Self::Cache, Self::Annotations, Self::Expunge];
 
     fn name(self) -> &'static str {
         match self {
@@ -24,6 +26,7 @@ impl MetaFile {
             Self::Index => "cyrus.index",
             Self::Cache => "cyrus.cache",
             Self::Annotations => "cyrus.annotations",
+            Self::Expunge => "cyrus.expunge",
         }
     }
 
@@ -34,6 +37,7 @@ impl MetaFile {
             Self::Index => "index",
             Self::Cache => "cache",
             Self::Annotations => "annotations",
+            Self::Expunge => "expunge",
         }
     }
 

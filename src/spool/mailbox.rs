@@ -3,14 +3,15 @@
 //! The index header is written last in every commit, so a reading is consistent when the header is the same before and
 //! after, its checksum and those of all records are right, and no live record is newer than the header says.
 
+use super::history::{History, LAST_WITHOUT};
 use super::layout::{Layout, MetaFile};
 use super::read::{self, SHARE_FROM, SHARE_PATIENCE, TRIES, pause, read_at};
 use super::{format_error, io_error, lock};
 use crate::cyrus::annotations::{self, Userids};
 use crate::cyrus::{FormatError, db, header, index};
 use crate::model::{
-    Body, BodyRef, BodySource, Disposition, Fingerprint, MailboxEntry, MailboxHead, MailboxSnapshot, ModSeq, Record,
-    StoreError, Uid, UniqueId,
+    Body, BodyRef, BodySource, Disposition, Fingerprint, MailboxEntry, MailboxHead, MailboxSnapshot, ModSeq, Options,
+    Record, StoreError, SystemFlags, Uid, UniqueId,
 };
 use std::fs::File;
 use std::os::unix::fs::MetadataExt;
@@ -40,6 +41,8 @@ struct Files {
     header: Vec<u8>,
     header_path: PathBuf,
     annotations: Option<(Vec<u8>, PathBuf)>,
+    /// `cyrus.expunge` of 2.3.
+    expunge: Option<(Vec<u8>, PathBuf)>,
 }
 
 /// Reads a mailbox without its mailbox-level annotations; `None` when it has no index. `list_is_right` is asked, with
@@ -136,11 +139,17 @@ fn gather(layout: &Layout, entry: &MailboxEntry, file: &File, path: &Path) -> Re
             Some(bytes) => Some((bytes, path.to_owned())),
         },
     };
+    let expunge = match read::open_first(&layout.meta_files(entry, MetaFile::Expunge))? {
+        Some((file, path)) if parsed.minor_version <= LAST_WITHOUT => {
+            Some((read::read_whole(&file, path)?, path.to_owned()))
+        }
+        _ => None,
+    };
     let again = read_at(file, 0, header_bytes).map_err(io)?;
     if again != committed || !read::is_same(file, path).unwrap_or(false) {
         return Ok(None);
     }
-    Ok(Some(Files { index, header, header_path, annotations }))
+    Ok(Some(Files { index, header, header_path, annotations, expunge }))
 }
 
 fn digest(
@@ -159,6 +168,9 @@ fn digest(
     }
     if index_header.is_deleted() {
         return Err(StoreError::new(Disposition::RetrySoon, format!("{}: is being deleted", entry.name)));
+    }
+    if let Some((bytes, path)) = &files.expunge {
+        add_expunged(bytes, &mut records).map_err(|error| format_error(path, &error))?;
     }
     let mailbox_header = header::parse(&files.header).map_err(|error| format_error(&files.header_path, &error))?;
     let known = !entry.uniqueid.is_empty() && !mailbox_header.uniqueid.is_empty();
@@ -225,6 +237,32 @@ pub(super) fn uniqueid_of(layout: &Layout, entry: &MailboxEntry) -> Result<Uniqu
     header::parse(&bytes).map(|header| header.uniqueid).map_err(|error| format_error(&path, &error))
 }
 
+/// Records that 2.3 moved into a file of their own, in the order they were expunged. One that is in both files is live.
+fn add_expunged(bytes: &[u8], records: &mut Vec<Record>) -> Result<(), FormatError> {
+    if bytes.is_empty() {
+        return Ok(());
+    }
+    let header = index::parse_header(bytes)?;
+    let live = records.len();
+    for mut found in index::parse_unsorted(&header, bytes)? {
+        let known = records.get(..live).unwrap_or_default();
+        if known.binary_search_by_key(&found.record.uid, |record| record.uid).is_err() {
+            found.record.system_flags.0 |= SystemFlags::EXPUNGED;
+            records.push(found.record);
+        }
+    }
+    // A message can be expunged, brought back and expunged again.
+    records.sort_by_key(|record| (record.uid, std::cmp::Reverse(record.last_updated)));
+    records.dedup_by_key(|record| record.uid);
+    Ok(())
+}
+
+/// Whether the index of this mailbox is of a release whose files do not tell its history; with its options.
+pub(super) fn lacks_history(head: &[u8]) -> Option<Options> {
+    let header = index::parse_header(head).ok()?;
+    (header.minor_version <= LAST_WITHOUT).then(|| header.options())
+}
+
 fn add_annotations(
     layout: &Layout,
     entry: &MailboxEntry,
@@ -252,13 +290,23 @@ fn add_annotations(
 }
 
 /// Mark of a mailbox's files and its row in the list.
-pub(super) fn fingerprint(layout: &Layout, entry: &MailboxEntry) -> Result<Option<Fingerprint>, StoreError> {
+pub(super) fn fingerprint(
+    layout: &Layout,
+    entry: &MailboxEntry,
+    history: &History,
+) -> Result<Option<Fingerprint>, StoreError> {
     let paths = layout.meta_files(entry, MetaFile::Index);
     let Some((file, path)) = read::open_first(&paths)? else { return Ok(None) };
     let io = |error: std::io::Error| io_error(path, &error);
     let mut hash = blake3::Hasher::new();
     hash.update(&read::stamp(&file.metadata().map_err(io)?));
-    hash.update(&read_at(&file, 0, index::MAX_HEADER_BYTES).map_err(io)?);
+    let head = read_at(&file, 0, index::MAX_HEADER_BYTES).map_err(io)?;
+    hash.update(&head);
+    if let Some(options) = lacks_history(&head) {
+        let shared = options.0 & Options::SHARED_SEEN != 0;
+        history.note(&entry.uniqueid, shared);
+        hash.update(&history.seen_mark(layout, entry, shared)?);
+    }
     for file in [MetaFile::Header, MetaFile::Annotations] {
         let found = layout.meta_files(entry, file).into_iter().find_map(|path| std::fs::metadata(path).ok());
         hash.update(&found.map_or([0; 32], |meta| read::stamp(&meta)));

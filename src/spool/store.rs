@@ -1,5 +1,6 @@
 //! The live spool as a `MailStore`.
 
+use super::history::{History, LAST_WITHOUT};
 use super::layout::Layout;
 use super::mailbox::{self, SpoolBodies};
 use super::read::Followed;
@@ -9,7 +10,7 @@ use crate::cyrus::imapd_conf::ImapdConf;
 use crate::cyrus::mboxlist::{self, Row, Standing};
 use crate::model::{
     Annotation, BodySource, Disposition, Fingerprint, LeftOut, Listing, MailStore, MailboxEntry, MailboxSnapshot,
-    MboxName, QuotaLimits, QuotaRoot, StoreError, UniqueId, UserId, UserMeta,
+    MboxName, Memory, QuotaLimits, QuotaRoot, StoreError, UniqueId, UserId, UserMeta,
 };
 use std::collections::{BTreeMap, BTreeSet, HashMap, hash_map};
 use std::os::unix::fs::MetadataExt;
@@ -25,6 +26,7 @@ pub struct LiveSpool {
     home: Option<u64>,
     list: Mutex<List>,
     annotations: Mutex<Followed>,
+    history: History,
 }
 
 #[derive(Default)]
@@ -85,7 +87,14 @@ pub fn open_store(conf_path: &Path) -> Result<LiveSpool, StoreError> {
         }
     }
     let home = inode(&layout.configdirectory).ok();
-    Ok(LiveSpool { conf, layout, home, list: Mutex::default(), annotations: Mutex::default() })
+    Ok(LiveSpool {
+        conf,
+        layout,
+        home,
+        list: Mutex::default(),
+        annotations: Mutex::default(),
+        history: History::default(),
+    })
 }
 
 /// A uniqueid is the identity of one mailbox. Copied folders of old stores share one: the first by name keeps it.
@@ -292,22 +301,8 @@ impl LiveSpool {
         }
     }
 
-    fn is_modern(&self) -> bool {
-        lock(&self.list).modern
-    }
-}
-
-impl MailStore for LiveSpool {
-    fn identity(&self) -> Result<String, StoreError> {
-        let path = &self.layout.configdirectory;
-        Ok(format!("spool {} inode {}", path.display(), inode(path)?))
-    }
-
-    fn listing(&self) -> Result<Arc<Listing>, StoreError> {
-        Ok(self.updated_list()?.listing.clone().unwrap_or_default())
-    }
-
-    fn mailbox(&self, entry: &MailboxEntry) -> Result<Option<MailboxSnapshot>, StoreError> {
+    /// One mailbox as its files have it.
+    fn read(&self, entry: &MailboxEntry) -> Result<Option<MailboxSnapshot>, StoreError> {
         let list_is_right = |found: &str| self.list_is_right(entry, found);
         let (modern, doubted) = {
             let list = lock(&self.list);
@@ -325,13 +320,65 @@ impl MailStore for LiveSpool {
         Ok(Some(snapshot))
     }
 
+    /// A user's mailboxes, deleted ones included.
+    fn own_mailboxes(&self, user: &UserId) -> Result<Vec<UniqueId>, StoreError> {
+        let list = self.updated_list()?;
+        let inbox = user.inbox();
+        let deleted = inbox.with_deleted(&self.layout.deletedprefix);
+        let below = |top: &MboxName| {
+            let (top, name) = (top.clone(), top.clone());
+            let is_below = move |name: &MboxName| {
+                let rest = name.as_bytes().strip_prefix(top.as_bytes());
+                rest.map(|rest| rest.is_empty() || rest.first() == Some(&b'.'))
+            };
+            let range = list.mailboxes.range(name..).map_while(move |(name, entry)| Some((is_below(name)?, entry)));
+            range.filter(|(is_below, _)| *is_below).map(|(_, entry)| entry.uniqueid.clone())
+        };
+        Ok(below(&inbox).chain(below(&deleted)).collect())
+    }
+
+    /// Bytes of messages that were read because the index does not say their GUIDs (before 2.4).
+    pub fn hashed_bytes(&self) -> u64 {
+        self.history.hashed_bytes()
+    }
+
+    fn is_modern(&self) -> bool {
+        lock(&self.list).modern
+    }
+}
+
+impl MailStore for LiveSpool {
+    fn identity(&self) -> Result<String, StoreError> {
+        let path = &self.layout.configdirectory;
+        Ok(format!("spool {} inode {}", path.display(), inode(path)?))
+    }
+
+    fn listing(&self) -> Result<Arc<Listing>, StoreError> {
+        let listing = self.updated_list()?.listing.clone().unwrap_or_default();
+        if listing.unreadable.is_empty() {
+            self.history.forget_others(&listing.entries);
+        }
+        Ok(listing)
+    }
+
+    fn mailbox(&self, entry: &MailboxEntry) -> Result<Option<MailboxSnapshot>, StoreError> {
+        if !self.history.has(&entry.uniqueid) {
+            match self.read(entry)? {
+                Some(snapshot) if snapshot.minor_version <= LAST_WITHOUT => {}
+                other => return Ok(other),
+            }
+        }
+        self.history.complete(&self.layout, entry, &mut || self.read(entry))
+    }
+
     fn fingerprint(&self, entry: &MailboxEntry) -> Result<Option<Fingerprint>, StoreError> {
-        mailbox::fingerprint(&self.layout, entry)
+        mailbox::fingerprint(&self.layout, entry, &self.history)
     }
 
     fn user_fingerprint(&self, user: &UserId) -> Result<Fingerprint, StoreError> {
         let inbox = self.entry(&user.inbox())?;
-        Ok(users::fingerprint(&users::places(&self.layout, user, inbox.as_deref())))
+        let flags = self.history.flag_mark(&self.layout, user, &self.own_mailboxes(user)?)?;
+        Ok(users::fingerprint(&users::places(&self.layout, user, inbox.as_deref()), &flags))
     }
 
     fn bodies(&self, entry: &MailboxEntry) -> Result<Box<dyn BodySource>, StoreError> {
@@ -344,7 +391,14 @@ impl MailStore for LiveSpool {
 
     fn user_meta(&self, user: &UserId) -> Result<UserMeta, StoreError> {
         let inbox = self.entry(&user.inbox())?;
-        users::user_meta(&users::places(&self.layout, user, inbox.as_deref()), user)
+        let mut meta = users::user_meta(&users::places(&self.layout, user, inbox.as_deref()), user)?;
+        // What became the flag of a message is not said twice.
+        for id in self.own_mailboxes(user)? {
+            if self.history.is_flag(&id) {
+                meta.seen.remove(&id);
+            }
+        }
+        Ok(meta)
     }
 
     fn quotas(&self) -> Result<BTreeMap<QuotaRoot, QuotaLimits>, StoreError> {
@@ -353,6 +407,15 @@ impl MailStore for LiveSpool {
 
     fn quota(&self, root: &QuotaRoot) -> Result<Option<QuotaLimits>, StoreError> {
         users::quota_of(&self.layout, root)
+    }
+
+    fn follows_seen(&self, user: &UserId) -> Result<Vec<UniqueId>, StoreError> {
+        let entries = self.listing()?;
+        self.history.follows_seen(&self.layout, user, &entries.entries)
+    }
+
+    fn remember_in(&self, memory: Arc<dyn Memory>) {
+        self.history.remember_in(memory);
     }
 
     fn server_annotations(&self) -> Result<Vec<Annotation>, StoreError> {

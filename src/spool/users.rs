@@ -98,8 +98,10 @@ fn read_script(path: &Path) -> Result<Option<SieveScript>, StoreError> {
     Ok(Some(SieveScript { guid, last_update: meta.mtime(), content }))
 }
 
-pub(super) fn fingerprint(places: &Places) -> Fingerprint {
+/// `flags` says what of the seen database is told as flags of messages.
+pub(super) fn fingerprint(places: &Places, flags: &[u8]) -> Fingerprint {
     let mut hash = blake3::Hasher::new();
+    hash.update(flags);
     for paths in [&places.subs, &places.seen] {
         let found = paths.iter().find_map(|path| std::fs::metadata(path).ok());
         hash.update(&found.map_or([0; 32], |meta| read::stamp(&meta)));

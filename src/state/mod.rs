@@ -1,4 +1,5 @@
-//! What survives a restart: receipts per key and replica. Deleting it costs only a full comparison, so whatever is wrong
+//! What survives a restart: receipts per key and replica, and what a source of 2.3 wants remembered (`model::Memory`).
+//! Deleting it costs a full comparison, and of such a source reading its messages once more; so whatever is wrong
 //! with the file (another store's, an older format, damage) leads to a fresh one, never to a conclusion.
 //!
 //! One redb database, `state.redb`. Writes are visible to readers at once (an overlay in memory) and durable within a

@@ -1,7 +1,7 @@
 //! The database behind the receipts.
 
 use super::{MailboxReceipt, UserReceipt};
-use crate::model::{Annotation, MboxName, QuotaLimits, QuotaRoot, UniqueId, UserId};
+use crate::model::{Annotation, MboxName, Memory, QuotaLimits, QuotaRoot, UniqueId, UserId};
 use redb::{Database, DatabaseError, ReadableDatabase, ReadableTable, TableDefinition};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -36,6 +36,8 @@ enum Kind {
     Quota = b'q' as isize,
     Server = b's' as isize,
     Primed = b'p' as isize,
+    /// Of the source, not of a replica.
+    Memory = b'h' as isize,
 }
 
 type Overlay = BTreeMap<Vec<u8>, (u64, Option<Vec<u8>>)>;
@@ -99,9 +101,41 @@ impl State {
         ReplicaState { inner: self.inner.clone(), name: name.as_bytes().to_vec() }
     }
 
+    /// What the source wants remembered.
+    pub fn memory(&self) -> Arc<dyn Memory> {
+        Arc::new(SourceMemory { inner: self.inner.clone() })
+    }
+
     /// Returns when everything written so far is durable.
     pub fn flush(&self) {
         self.inner.flush();
+    }
+}
+
+/// The part of the state that belongs to the source. What is put after the `State` was dropped stays in memory.
+struct SourceMemory {
+    inner: Arc<Inner>,
+}
+
+impl SourceMemory {
+    fn key(id: &[u8]) -> Vec<u8> {
+        [&[Kind::Memory as isize as u8], id].concat()
+    }
+}
+
+impl Memory for SourceMemory {
+    fn get(&self, key: &[u8]) -> Option<Vec<u8>> {
+        self.inner.get(&Self::key(key))
+    }
+
+    fn put(&self, entries: Vec<(Vec<u8>, Option<Vec<u8>>)>) {
+        self.inner.put_all(entries.into_iter().map(|(key, value)| (Self::key(&key), value)));
+    }
+
+    fn keys(&self) -> Vec<Vec<u8>> {
+        let mut out = Vec::new();
+        self.inner.each(&Self::key(b""), &mut |key, _| out.extend(key.get(1..).map(<[u8]>::to_vec)));
+        out
     }
 }
 
@@ -189,11 +223,18 @@ impl Inner {
     }
 
     fn put(&self, key: Vec<u8>, value: Option<Vec<u8>>) {
+        self.put_all(std::iter::once((key, value)));
+    }
+
+    /// In one transaction: what is in the overlay at one moment is committed together.
+    fn put_all(&self, entries: impl Iterator<Item = (Vec<u8>, Option<Vec<u8>>)>) {
         let mut buffer = self.lock();
         buffer.generation += 1;
         let generation = buffer.generation;
         let first = buffer.overlay.is_empty();
-        buffer.overlay.insert(key, (generation, value));
+        for (key, value) in entries {
+            buffer.overlay.insert(key, (generation, value));
+        }
         drop(buffer);
         if first {
             self.wake.notify_all();

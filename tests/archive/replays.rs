@@ -18,6 +18,7 @@ use std::time::{Duration, Instant};
 /// An engine from `store` to `target` with receipts in `dir`.
 fn start(store: Arc<dyn MailStore>, target: ArchiveTarget, dir: &Path) -> (Engine, State) {
     let state = State::open(dir, &store.identity().expect("identity")).expect("state");
+    store.remember_in(state.memory());
     let target: Arc<dyn ReplicaTarget> = Arc::new(target);
     let replica = state.replica(&target.name());
     let backoff = Backoff { first: Duration::from_millis(1), most: Duration::from_millis(5) };
@@ -90,6 +91,7 @@ fn a_store_that_never_rests_is_caught_up_with() {
         let archive = Archive::with_store(Arc::new(InMemory::new()), "memory:");
         let store = Arc::new(open_store(&conf).expect("opens"));
         let state = State::open(receipts.path(), &store.identity().expect("identity")).expect("state");
+        store.remember_in(state.memory());
         let target: Arc<dyn ReplicaTarget> = Arc::new(ArchiveTarget::of(archive.clone()));
         let targets = vec![(target, state.replica("memory:"))];
         let options = Options { allow_removals: true, ..Options::default() };

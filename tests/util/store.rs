@@ -89,7 +89,7 @@ pub fn recordings() -> Vec<PathBuf> {
     let mut all = recordings_in(&[fixtures().join("replays"), shared().join("replays")]);
     all.retain(|path| {
         let name = path.file_name().unwrap_or_default().to_string_lossy();
-        ["2.4.", "2.5.", "3."].iter().any(|release| name.starts_with(release))
+        ["2.3.", "2.4.", "2.5.", "3."].iter().any(|release| name.starts_with(release))
     });
     all
 }
