@@ -260,7 +260,7 @@ impl Shared {
     }
 
     /// A list that lacks most of what it had, without one word of deletion (2.5 and later keep tombstones), is another
-    /// list: cut, restored, or of another store. From such a one no removal of any kind is concluded.
+    /// list: cut, restored, or of another store. Nothing is concluded from such a one.
     fn vanish_fuse(&self, what: &dyn std::fmt::Display, source: &Source) -> Result<(), JobError> {
         if self.is_allowed() {
             return Ok(());
@@ -279,7 +279,7 @@ impl Shared {
         drop(names);
         if count > VANISH_FREE.max(total / 2) {
             return Err(JobError::Conflict(format!(
-                "{FUSE}: {what} is kept on the replica, {count} of {total} mailboxes have vanished from the source's list; \
+                "{FUSE}: {what} stays on the replica as it is, {count} of {total} mailboxes have vanished from the source's list; \
                  check the source, then say `spooltap allow`"
             )));
         }

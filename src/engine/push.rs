@@ -159,6 +159,8 @@ impl<'a> Pusher<'a> {
     /// Fresh listing, first look at the lane, order of the items.
     fn prepare(&mut self, job: &Job, items: &mut Vec<(Item, Instant)>) -> Result<(), JobError> {
         self.source = self.shared.source()?;
+        // Not even additions: among what another list brings, what it lacks would soon be the smaller part.
+        self.shared.vanish_fuse(&job.lane, &self.source)?;
         let compare = items.iter().find(|(item, _)| *item == Item::Compare).map(|(_, at)| *at);
         if compare.is_some() || !self.shared.state.primed(&job.lane.to_string()) {
             self.prime(&job.lane)?;

@@ -291,14 +291,16 @@ fn a_mass_removal_trips_the_fuse() {
         (0..200).for_each(|n| make(content, &format!("m{n}"), &format!("user.a.m{n}"), 0));
     });
     rig.sync();
-    rig.store.change(|content| content.mailboxes.retain(|id, _| *id == UniqueId::from("i")));
+    rig.store
+        .change(|content| (0..90).for_each(|n| drop(content.mailboxes.remove(&UniqueId::from(&*format!("m{n}"))))));
     rig.notice(DirtyKey::MailboxList);
     rig.engine().settle(1, Some(Duration::from_secs(1)));
     let left = rig.target.held.lock().expect("lock").mailboxes.len();
     assert!((150..=152).contains(&left), "{left} mailboxes are left");
     assert!(rig.engine().stats()[0].queue.failed.iter().all(|failure| failure.reason.contains("spooltap allow")));
     assert!(rig.engine().stats()[0].fuse.is_some());
-    assert!(rig.engine().allow_removals(None, Duration::from_secs(60)).expect("allows") >= 149);
+    let count = rig.engine().allow_removals(None, Duration::from_secs(60)).expect("allows");
+    assert!(count > 0, "{count}");
     assert!(rig.engine().settle(2, Some(Duration::from_secs(20))));
     rig.assert_equal();
     assert!(rig.engine().stats()[0].fuse.is_none());
