@@ -4,15 +4,26 @@
 mod circle;
 #[path = "serve/clients.rs"]
 mod clients;
+#[path = "serve/hostile.rs"]
+mod hostile;
+#[path = "serve/kill.rs"]
+mod kill;
+#[path = "serve/releases.rs"]
+mod releases;
+#[path = "serve/talk.rs"]
+mod talk;
 
 use super::util::cyrus::{PASSWORD, REPLICATOR};
 use super::util::eventually;
 use super::util::process::Group;
 use nix::sys::signal::Signal;
+use spooltap::config::{Compress, ReplicaConfig, Secret};
+use spooltap::model::{Replica, ReplicaTarget};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
+use std::sync::Arc;
 use std::time::Duration;
 
 /// A `spooltap serve` in front of an archive of its own.
@@ -54,6 +65,14 @@ impl Served {
         format!("csync://{REPLICATOR}@{}", self.address)
     }
 
+    pub(crate) fn kill9(mut self) {
+        self.group.kill9();
+    }
+
+    pub(crate) fn pid(&self) -> i32 {
+        self.group.pid().as_raw()
+    }
+
     pub(crate) fn terminate(mut self) -> ExitStatus {
         self.group.signal(Signal::SIGTERM);
         eventually(Duration::from_secs(20), || self.group.ended()).unwrap_or_else(|| panic!("{}", self.log()))
@@ -67,4 +86,22 @@ pub(crate) fn archive(dir: &Path) -> String {
 
 fn free_port() -> SocketAddr {
     TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a port")
+}
+
+/// How our own client reaches it.
+pub(crate) fn target(url: &str) -> Arc<dyn ReplicaTarget> {
+    let config = ReplicaConfig {
+        url: url.to_owned(),
+        password: Some(Secret::new(PASSWORD)),
+        realm: None,
+        compress: Compress::Auto,
+        timeout: Duration::from_secs(30),
+        partitions: Default::default(),
+    };
+    spooltap::replica::open(&config, false).expect("a target")
+}
+
+/// A session of our own client.
+pub(crate) fn open(served: &Served) -> Box<dyn Replica> {
+    target(&served.url()).open().expect("opens")
 }

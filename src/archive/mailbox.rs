@@ -118,6 +118,7 @@ impl Mailbox {
                 given.push(record);
             }
         }
+        self.fits(&update.head, &given)?;
         if !given.is_sorted_by_key(|record| record.uid) {
             return Err(Refusal::Never("records of an update must ascend by UID".to_owned()));
         }
@@ -143,6 +144,37 @@ impl Mailbox {
             annotations: update.annotations.clone(),
             records: changed,
         })
+    }
+
+    /// Nothing that is here is lowered, revived or becomes another message, as no `sync_server` lets it: whoever sends
+    /// that does not know what is here.
+    fn fits(&self, head: &MailboxHead, given: &[Record]) -> Result<(), Refusal> {
+        let ours = &self.head;
+        // A place holder says nothing of what was there; it comes when the mailbox was deleted and its children were not.
+        if head.mbtype.is_intermediate() {
+            return Ok(());
+        }
+        let changed = |what: String| Err(Refusal::Changed(format!("{}: {what}", head.name)));
+        if head.highestmodseq < ours.highestmodseq
+            || head.last_uid < ours.last_uid
+            || head.uidvalidity < ours.uidvalidity
+        {
+            return changed("is ahead of the update".to_owned());
+        }
+        for record in given {
+            let uid = record.uid.0;
+            match self.record(record.uid) {
+                Some(old) if old.is_expunged() && record.is_expunged() => {}
+                Some(old) if old.guid != record.guid => return changed(format!("UID {uid} is another message")),
+                Some(old) if old.is_expunged() => return changed(format!("UID {uid} is expunged")),
+                Some(old) if old.modseq > record.modseq => return changed(format!("UID {uid} has a higher modseq")),
+                None if record.uid <= ours.last_uid && !record.is_expunged() => {
+                    return changed(format!("UID {uid} was given out and is gone"));
+                }
+                _ => {}
+            }
+        }
+        Ok(())
     }
 
     /// Marks these messages expunged, as `EXPUNGE` over csync does: modseqs stay.

@@ -50,6 +50,7 @@ pub(super) struct ServeArgs {
 }
 
 pub(super) fn serve(common: &Common, args: &ServeArgs) -> Outcome {
+    let signals = crate::daemon::Signals::new()?;
     let faulty = |error: anyhow::Error| Failure::new(Exit::Config, error);
     let listeners = args.listen.iter().map(|place| listen(place)).collect::<anyhow::Result<Vec<_>>>();
     let listeners = listeners.map_err(faulty)?;
@@ -90,7 +91,7 @@ pub(super) fn serve(common: &Common, args: &ServeArgs) -> Outcome {
     let server = Server::start(listeners, target, Settings { name, logins, limits, stage })
         .map_err(|error| Failure::new(Exit::State, error))?;
     info!(archive = args.archive, listen = args.listen.join(" "), "serving");
-    crate::daemon::wait_for_signal()?;
+    signals.wait();
     info!("stopping");
     server.stop(Duration::from_secs(20));
     info!("stopped");

@@ -6,7 +6,7 @@ pub mod report;
 mod serve;
 mod systemd;
 
-pub use serve::{End, Service, serve, wait_for_signal};
+pub use serve::{End, Service, Signals, serve};
 
 use crate::capture::{self, CaptureError, CaptureHandle, Settings};
 use crate::engine::{Engine, Event, EventSink, Options, ReplicaStats, StandingOrder, Target};

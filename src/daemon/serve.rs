@@ -135,17 +135,31 @@ fn is_over(done: &Receiver<()>) -> bool {
     matches!(done.try_recv(), Ok(()) | Err(TryRecvError::Disconnected))
 }
 
-/// Tells the service manager that we are ready, and returns at SIGTERM or SIGINT; a second one leaves at once.
-pub fn wait_for_signal() -> io::Result<()> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(async {
-        let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+/// Signals that end a service. Made before the service starts, so that none is missed.
+pub struct Signals {
+    runtime: tokio::runtime::Runtime,
+    terminate: tokio::signal::unix::Signal,
+    interrupt: tokio::signal::unix::Signal,
+}
+
+impl Signals {
+    pub fn new() -> io::Result<Self> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let inside = runtime.enter();
+        let (terminate, interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+        drop(inside);
+        Ok(Self { runtime, terminate, interrupt })
+    }
+
+    /// Tells the service manager that we are ready, and returns at SIGTERM or SIGINT; a second one leaves at once.
+    pub fn wait(mut self) {
         systemd::notify("READY=1\nSTATUS=live");
-        tokio::select! { _ = terminate.recv() => {}, _ = interrupt.recv() => {} }
+        self.runtime.block_on(async {
+            tokio::select! { _ = self.terminate.recv() => {}, _ = self.interrupt.recv() => {} }
+        });
         systemd::notify("STOPPING=1\nSTATUS=stopping");
         leave_at_second_signal();
-        Ok(())
-    })
+    }
 }
 
 /// The next start copes with a stop that was not waited for, because it copes with kill -9.

@@ -1,0 +1,100 @@
+//! `serve` is killed with SIGKILL again and again under load: what it acknowledged is there, and what it did not can be
+//! said again.
+
+use super::super::archive::Source;
+use super::{Served, archive, open};
+use sha1::{Digest, Sha1};
+use spooltap::archive::{Archive, ArchiveStore};
+use spooltap::model::{BodyRef, MailStore, MessageGuid, ReplicaError};
+use std::io::Read;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+/// Deaths in CI; more by `SPOOLTAP_KILLS`.
+const KILLS: u64 = 12;
+
+/// Appends and flags messages until the server is gone; how many records were acknowledged.
+fn load(served: &Served, source: &mut Source, acked: &mut Source, number: usize) {
+    let Ok(mut session) = super::target(&served.url()).open() else { return };
+    // What was in doubt when the last one died is said again, on top of what is there.
+    let mut since = match session.view_full(&source.snapshot.head.name) {
+        Ok(Some(view)) if view.head.highestmodseq == source.snapshot.head.highestmodseq => Some(source.since()),
+        Ok(Some(_)) => Some(acked.since()),
+        Ok(None) => None,
+        Err(_) => return,
+    };
+    let mut first = true;
+    loop {
+        if !std::mem::take(&mut first) || since.is_none() {
+            let count = source.snapshot.records.len();
+            source.append(&format!("From: {number}\r\n\r\n{count} {}\r\n", "x".repeat(count * 37 % 3000)));
+            if count % 3 == 2 {
+                source.touch(count as u32 / 2, |record| record.system_flags.0 ^= 0x10);
+            }
+        }
+        match session.apply(&source.step(since), &source.bodies) {
+            Ok(()) => {
+                *acked = source.clone();
+                since = Some(source.since());
+            }
+            Err(ReplicaError::Lost { .. }) => return,
+            Err(error) => panic!("{error}"),
+        }
+    }
+}
+
+#[test]
+fn what_was_acknowledged_is_there() {
+    let dir = tempfile::tempdir().expect("directory");
+    let kills: u64 = std::env::var("SPOOLTAP_KILLS").ok().and_then(|text| text.parse().ok()).unwrap_or(KILLS);
+    let mut served = Served::start(dir.path(), &[]);
+    drop(open(&served));
+    let fresh = |number: usize| Source::new(&format!("kill000{number}"), &format!("user.k{number}"));
+    let mut boxes: Vec<(Source, Source)> = (0..3).map(|number| (fresh(number), fresh(number))).collect();
+    for kill in 0..kills {
+        let address = served.address;
+        let killed = AtomicBool::new(false);
+        let (serve, killed) = (&served, &killed);
+        std::thread::scope(|scope| {
+            for (number, (source, acked)) in boxes.iter_mut().enumerate() {
+                scope.spawn(move || {
+                    while !killed.load(Ordering::SeqCst) {
+                        load(serve, source, acked, number);
+                    }
+                });
+            }
+            std::thread::sleep(Duration::from_millis(60 + kill * 97 % 230));
+            killed.store(true, Ordering::SeqCst);
+            nix::sys::signal::kill(nix::unistd::Pid::from_raw(serve.pid()), nix::sys::signal::Signal::SIGKILL)
+                .expect("kills");
+        });
+        let store = ArchiveStore::open(Archive::open(&archive(dir.path())).expect("opens")).expect("is there");
+        let listing = store.listing().expect("lists");
+        for (source, acked) in &boxes {
+            let want = &acked.snapshot;
+            if want.records.is_empty() {
+                continue;
+            }
+            let entry = listing.entries.iter().find(|entry| entry.name == want.head.name).expect("is listed");
+            let found = store.mailbox(entry).expect("reads").expect("is there");
+            // Either the last that was acknowledged, or one more that was not heard of.
+            let is = |source: &Source| {
+                found.records == source.snapshot.records
+                    && found.head.highestmodseq == source.snapshot.head.highestmodseq
+            };
+            assert!(is(acked) || is(source), "after kill {kill}: {:?}", found.head);
+            let bodies = store.bodies(entry).expect("bodies");
+            for record in &found.records {
+                let body = BodyRef { uid: record.uid, guid: record.guid, size: record.size, copied: false };
+                let mut bytes = Vec::new();
+                bodies.open(&body).expect("has its body").reader.read_to_end(&mut bytes).expect("reads");
+                assert_eq!(MessageGuid(Sha1::digest(&bytes).into()), record.guid);
+            }
+        }
+        served.kill9();
+        served = Served::start_at(dir.path(), address, &[]);
+    }
+    let total: usize = boxes.iter().map(|(_, acked)| acked.snapshot.records.len()).sum();
+    assert!(total as u64 > kills * 3, "only {total} messages in {kills} lives");
+    assert_eq!(served.terminate().code(), Some(0));
+}
