@@ -11,7 +11,6 @@ mod derive;
 mod formats;
 mod push;
 mod recovery;
-mod regression;
 mod replay;
 mod replica_contract;
 mod rooms;
