@@ -40,6 +40,30 @@ fn every_mark_is_reached_with_fanotify_too() {
     }
 }
 
+/// Every so many marks spooltap ends and is started again: asked to, killed, and killed with its state lost.
+const ENDS: &[(usize, End)] =
+    &[(15, End::Asked), (40, End::Killed), (65, End::Lost), (90, End::Killed), (105, End::Lost)];
+
+#[derive(Clone, Copy, PartialEq)]
+enum End {
+    Asked,
+    Killed,
+    Lost,
+}
+
+#[test]
+fn a_source_without_history_is_followed_through_deaths_and_a_lost_state() {
+    if !cyrus::installed() {
+        return;
+    }
+    let recordings = match std::env::var(NAMED) {
+        Ok(named) => store::recordings_in(&named.lines().map(PathBuf::from).collect::<Vec<_>>()),
+        Err(_) => vec![store::fixtures().join("replays/2.3.19-a")],
+    };
+    let faults: Vec<String> = recordings.iter().flat_map(|dir| replay(dir, "auto", ENDS)).collect();
+    assert!(faults.is_empty(), "{} marks are not equal:\n{}", faults.len(), faults.join("\n"));
+}
+
 fn replay_all(capture: &str) {
     if !cyrus::installed() {
         return;
@@ -62,7 +86,7 @@ fn replay_all(capture: &str) {
             scope.spawn(|| {
                 loop {
                     let Some(dir) = left.lock().expect("lock").pop() else { return };
-                    let found = replay(&dir, capture);
+                    let found = replay(&dir, capture, &[]);
                     faults.lock().expect("lock").extend(found);
                 }
             });
@@ -73,28 +97,43 @@ fn replay_all(capture: &str) {
 }
 
 /// One text for each mark that did not become equal.
-fn replay(dir: &Path, capture: &str) -> Vec<String> {
+fn replay(dir: &Path, capture: &str, ends: &[(usize, End)]) -> Vec<String> {
     let name = dir.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    match try_replay(dir, &name, capture) {
+    match try_replay(dir, &name, capture, ends) {
         Ok(faults) => faults,
         Err(error) => vec![format!("{name}: {error:#}")],
     }
 }
 
-fn try_replay(dir: &Path, name: &str, capture: &str) -> anyhow::Result<Vec<String>> {
+fn try_replay(dir: &Path, name: &str, capture: &str, ends: &[(usize, End)]) -> anyhow::Result<Vec<String>> {
     let recording = Recording::open(dir)?;
     let source = tempfile::Builder::new().prefix("spooltap-replay-").tempdir()?;
     let conf = recording.unpack(&source.path().join("store"))?;
     let replica = CyrusServer::start(Options::new().names_of(&conf, recording.version()))?;
     let state = source.path().join("state");
-    let mut spooltap = Spooltap::run_with(&conf, &replica.url(), &state, &["--capture", capture])?;
+    let start = || Spooltap::run_with(&conf, &replica.url(), &state, &["--capture", capture]);
+    let mut spooltap = start()?;
     spooltap.wait_live(LIMIT)?;
     let mut player = Player::new(&recording, &source.path().join("store"));
     let rules = Rules::recorded(recording.version());
     let mut viewer = Viewer::new(&replica);
     let mut logins = BTreeSet::new();
     let (mut faults, mut lags) = (Vec::new(), Vec::new());
+    let mut marks = 0;
     while let Some(mark) = player.next_mark(Speed::Asap)? {
+        marks += 1;
+        if let Some((_, end)) = ends.iter().find(|(at, _)| *at == marks) {
+            // In the middle of what the step has just caused.
+            match end {
+                End::Asked => drop(spooltap.terminate()?),
+                End::Killed | End::Lost => spooltap.kill9(),
+            }
+            if *end == End::Lost {
+                std::fs::remove_dir_all(&state)?;
+            }
+            spooltap = start()?;
+            spooltap.wait_live(LIMIT)?;
+        }
         let users = mark.truth["users"].as_object().into_iter().flat_map(|users| users.keys().cloned());
         logins.extend(users);
         let logins: Vec<&String> = logins.iter().collect();

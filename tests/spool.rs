@@ -1,5 +1,8 @@
 //! The live spool against what IMAP showed, at every mark of recordings of real servers.
 
+#[path = "spool/large.rs"]
+mod large;
+
 use spooltap::replay::{Depth, Player, Recording, Speed, compare};
 use spooltap::spool::open_store;
 use std::path::{Path, PathBuf};

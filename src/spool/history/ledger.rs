@@ -10,6 +10,9 @@ const BLOCK_UIDS: u32 = 1024;
 const KEEP_SECONDS: i64 = 30 * 24 * 3600;
 /// … unless there are more of them than this.
 const KEEP_EXPUNGED: usize = 10_000;
+/// So many new messages share a modseq. A large transfer goes in parts of ascending modseqs: were all the same, each record
+/// would be sent again with the last part.
+const TOGETHER: u64 = 250;
 /// First byte of every value.
 const VERSION: u8 = 1;
 
@@ -172,6 +175,7 @@ impl Ledger {
 
         let mut raw = std::mem::take(&mut snapshot.records).into_iter().peekable();
         let mut records = Vec::with_capacity(self.lines.len());
+        let mut fresh = 0;
         let (lines, dirty) = (std::mem::take(&mut self.lines), &mut self.dirty);
         let mut kept = Vec::with_capacity(lines.len());
         for mut line in lines {
@@ -197,6 +201,8 @@ impl Ledger {
             record.system_flags.0 &= FLAGS;
             let mark = mark_of(&record, &names);
             if line.mark != mark || line.modseq == ModSeq(0) {
+                fresh += u64::from(line.modseq == ModSeq(0));
+                let next = ModSeq(next.0.saturating_add(fresh.saturating_sub(1) / TOGETHER));
                 line.modseq = match (own, first) {
                     (true, true) => record.modseq.max(ModSeq(1)),
                     (true, false) => next.max(record.modseq),

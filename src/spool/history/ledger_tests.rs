@@ -163,9 +163,10 @@ fn a_lost_or_damaged_memory_begins_above_what_was_given_out() {
     let files: Vec<Record> = (1..=3000).map(|uid| record(uid, 0, 10)).collect();
     let before = read(&memory, &files, NOW);
     assert_eq!(before.records.len(), 3000);
+    assert_eq!(before.head.highestmodseq, ModSeq(NOW as u64 + 11), "in the order of their UIDs");
     for (spoil, value) in [(0, None), (1, Some(b"\x01damage".to_vec())), (2, None), (3, Some(Vec::new()))] {
         memory.put(vec![(key(&id(), spoil), value)]);
-        let after = read(&memory, &files, NOW + 100 + i64::from(spoil));
+        let after = read(&memory, &files, NOW + 100 * (1 + i64::from(spoil)));
         assert!(after.records.iter().all(|record| record.modseq > before.head.highestmodseq));
         assert_eq!(read(&memory, &files, NOW + 1000), after, "and stays");
     }
