@@ -87,10 +87,13 @@ pub fn differences(
     });
     let (truth, rules) = (truth?, Rules::live().and(&LAST_UPDATE));
     loop {
-        let last = match &shown {
+        let mut last = match &shown {
             Ok(shown) => diff(&truth, shown, &rules),
             Err(error) => vec![format!("the replica cannot be read: {error:#}")],
         };
+        if since.elapsed() > limit / 2 {
+            last.retain(|line| !is_miscount(line, source) && !is_miscount(line, replica));
+        }
         if last.is_empty() {
             let until = since.elapsed();
             println!("equal in a look that took from {looked:.2?} to {until:.2?} after the last operation");
@@ -102,6 +105,18 @@ pub fn differences(
         // What an old session does not see is Cyrus's own affair: a new one each time.
         shown = look(replica);
     }
+}
+
+/// Whether a line is about a checksum only, and one that this server's own check does not confirm: what it is counted from
+/// is compared by itself.
+fn is_miscount(line: &str, server: &CyrusServer) -> bool {
+    let Some((place, _)) = line.split_once(" / vendor / synccrcs / ") else { return false };
+    let mailbox = place.rsplit(" / ").next().unwrap_or_default();
+    let miscounts = server.miscounts(mailbox).unwrap_or(false);
+    if miscounts {
+        println!("Cyrus's own checksum is wrong: {line}");
+    }
+    miscounts
 }
 
 pub fn seeds(usual: &[u64]) -> Vec<u64> {
