@@ -2,6 +2,8 @@
 
 #[path = "daemon/fuses.rs"]
 mod fuses;
+#[path = "daemon/login.rs"]
+mod login;
 #[path = "daemon/several.rs"]
 mod several;
 

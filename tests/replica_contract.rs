@@ -33,6 +33,7 @@ fn config(url: String) -> ReplicaConfig {
         url,
         password: Some(Secret::new(PASSWORD)),
         realm: None,
+        access: Default::default(),
         compress: Compress::Auto,
         timeout: Duration::from_secs(30),
         partitions: BTreeMap::new(),

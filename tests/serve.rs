@@ -94,6 +94,7 @@ pub(crate) fn target(url: &str) -> Arc<dyn ReplicaTarget> {
         url: url.to_owned(),
         password: Some(Secret::new(PASSWORD)),
         realm: None,
+        access: Default::default(),
         compress: Compress::Auto,
         timeout: Duration::from_secs(30),
         partitions: Default::default(),

@@ -72,6 +72,7 @@ pub(super) fn serve(common: &Common, args: &ServeArgs) -> Outcome {
         url: args.archive.clone(),
         password: None,
         realm: None,
+        access: Default::default(),
         compress: Compress::Auto,
         timeout: Duration::from_secs(args.timeout),
         partitions: Default::default(),

@@ -41,6 +41,24 @@ pub enum Compress {
     Off,
 }
 
+/// Whether the password may be sent as it is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ClearText {
+    /// Where nobody can listen: on loopback.
+    #[default]
+    Auto,
+    Always,
+    Never,
+}
+
+/// How we may log in.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Access {
+    pub clear_text: ClearText,
+    /// SASL mechanisms that may be used; empty: all.
+    pub mechanisms: Vec<String>,
+}
+
 /// One replica with everything needed to reach it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ReplicaConfig {
@@ -48,6 +66,7 @@ pub struct ReplicaConfig {
     pub url: String,
     pub password: Option<Secret>,
     pub realm: Option<String>,
+    pub access: Access,
     pub compress: Compress,
     /// Longest wait for an answer.
     pub timeout: Duration,
@@ -176,6 +195,15 @@ impl Config {
         if scan_seconds == 0 {
             fault("scan_seconds", "0 is too often".into(), "use at least 1");
         }
+        let clear_text = match raw.cleartext.as_deref() {
+            None | Some("auto") => ClearText::Auto,
+            Some("always") => ClearText::Always,
+            Some("never") => ClearText::Never,
+            Some(other) => {
+                fault("cleartext", format!("unknown value {other}"), "use auto, always or never");
+                ClearText::Auto
+            }
+        };
         let metrics_listen = raw.metrics_listen.as_deref().and_then(|text| match text.parse::<SocketAddr>() {
             Ok(address) if address.ip().is_loopback() => Some(address),
             Ok(_) => {
@@ -266,6 +294,7 @@ impl Config {
                 password: password.clone().filter(|_| url.starts_with("csync://")),
                 url,
                 realm: realm.clone(),
+                access: Access { clear_text, mechanisms: raw.mechanisms.clone() },
                 compress,
                 timeout: Duration::from_secs(timeout),
                 partitions: raw.partition.clone(),

@@ -5,6 +5,8 @@ mod checked;
 mod raw;
 mod routes;
 
-pub use checked::{Compress, Config, ConfigFault, ConfigFaults, Credentials, DEFAULT_STATE, ReplicaConfig, Secret};
+pub use checked::{
+    Access, ClearText, Compress, Config, ConfigFault, ConfigFaults, Credentials, DEFAULT_STATE, ReplicaConfig, Secret,
+};
 pub use raw::Raw;
 pub use routes::Routes;

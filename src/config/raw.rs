@@ -23,6 +23,11 @@ pub struct Raw {
     pub password_file: Option<PathBuf>,
     /// SASL realm. Default: `sync_realm`.
     pub realm: Option<String>,
+    /// Whether the password may be sent as it is: `auto` (only on loopback), `always`, `never`. Default `auto`.
+    pub cleartext: Option<String>,
+    /// SASL mechanisms that may be used, of EXTERNAL, PLAIN, LOGIN, SCRAM-SHA-256, SCRAM-SHA-1, DIGEST-MD5, CRAM-MD5.
+    #[serde(default)]
+    pub mechanisms: Vec<String>,
     /// `auto`, `on`, `off`. Default: `sync_compress` or `auto`.
     pub compress: Option<String>,
     /// Sessions per replica. Default 4.
@@ -90,6 +95,7 @@ impl Raw {
             state,
             password_file,
             realm,
+            cleartext,
             compress,
             lanes,
             quiet_ms,

@@ -16,6 +16,7 @@
 pub mod codec;
 pub mod command;
 pub mod dialect;
+mod digest;
 pub mod intake;
 pub mod reply;
 pub mod request;

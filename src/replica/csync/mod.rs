@@ -10,10 +10,10 @@ mod tests;
 mod update;
 mod url;
 
-use crate::config::{Compress, ReplicaConfig, Secret};
+use crate::config::{Access, ClearText, Compress, ReplicaConfig, Secret};
 use crate::csync::command::{self, Untagged};
 use crate::csync::dialect::generation_of;
-use crate::csync::sasl::Login;
+use crate::csync::sasl::{Identity, Login, Terms};
 use crate::csync::transport::Transport;
 use crate::csync::{Dialect, Generation};
 use crate::model::{Capabilities, MboxName, Partition, Replica, ReplicaError, ReplicaTarget, UserId};
@@ -31,6 +31,8 @@ pub struct CsyncTarget {
     url: String,
     address: Address,
     password: Option<Secret>,
+    realm: Option<String>,
+    access: Access,
     compress: Compress,
     timeout: Duration,
     partitions: BTreeMap<Partition, Partition>,
@@ -67,6 +69,8 @@ impl CsyncTarget {
             url: config.url.clone(),
             address,
             password: config.password.clone(),
+            realm: config.realm.clone(),
+            access: config.access.clone(),
             compress: config.compress,
             timeout: config.timeout,
             partitions: config.partitions.iter().map(|(from, to)| (partition(from), partition(to))).collect(),
@@ -98,8 +102,8 @@ impl CsyncTarget {
         };
         session.transport.timeout(GREETING).map_err(|error| self.lost(&error))?;
         let greeting = session.greeting()?;
-        if let Address::Tcp { user, .. } = &self.address {
-            self.login(&mut session, &greeting, user)?;
+        if let Address::Tcp { user, host, .. } = &self.address {
+            self.login(&mut session, &greeting, user, host)?;
         }
         let wanted = match self.compress {
             Compress::On => true,
@@ -135,19 +139,35 @@ impl CsyncTarget {
         Ok(session)
     }
 
-    fn login(&self, session: &mut Session, greeting: &Greeting, user: &str) -> Result<(), ReplicaError> {
+    fn login(&self, session: &mut Session, greeting: &Greeting, user: &str, host: &str) -> Result<(), ReplicaError> {
         let password = self.password.as_ref().ok_or_else(|| fatal(format!("{}: no password is known", self.url)))?;
-        let mut login = Login::start(&greeting.mechanisms, user, password.expose())
+        let mut nonce = [0; 16];
+        getrandom::fill(&mut nonce).map_err(|error| fatal(format!("no random numbers: {error}")))?;
+        let terms = Terms {
+            clear: match self.access.clear_text {
+                ClearText::Always => true,
+                ClearText::Never => false,
+                ClearText::Auto => session.transport.loopback,
+            },
+            certificate: false,
+            only: &self.access.mechanisms,
+            nonce,
+        };
+        let realm = self.realm.as_deref();
+        let who = Identity { user, password: password.expose(), realm, service: "csync", host };
+        let mut login = Login::start(&greeting.mechanisms, &who, &terms)
             .map_err(|error| fatal(format!("{}: {error}", self.url)))?;
-        let mut line = login.command().map_err(|error| fatal(error.to_string()))?;
+        let mut line = login.command().map_err(|error| fatal(format!("{}: {error}", self.url)))?;
         loop {
             session.send(line.as_bytes(), true)?;
             let answer = session.answer()?;
             if answer.starts_with(b"OK") {
-                return Ok(());
+                return login.accepted().map_err(|error| fatal(format!("{}: {error}", self.url)));
             }
             match answer.strip_prefix(b"+") {
-                Some(challenge) => line = login.answer(challenge).map_err(|error| fatal(error.to_string()))?,
+                Some(challenge) => {
+                    line = login.answer(challenge).map_err(|error| fatal(format!("{}: {error}", self.url)))?
+                }
                 None => {
                     let text = String::from_utf8_lossy(&answer);
                     // The server's own trouble, such as saslauthd being down, passes.
@@ -155,8 +175,10 @@ impl CsyncTarget {
                         return Err(session.lost(format!("login: {text}")));
                     }
                     return Err(fatal(format!(
-                        "{} refuses the login of {user}: {}; check user and password (sync_authname, sync_password)",
-                        self.url, text
+                        "{} refuses the login of {user} by {}: {}; check user and password (sync_authname, sync_password)",
+                        self.url,
+                        login.mechanism(),
+                        text
                     )));
                 }
             }

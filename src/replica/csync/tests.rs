@@ -54,6 +54,7 @@ fn server(banner: &str, script: &[(&str, &str)]) -> (Arc<dyn ReplicaTarget>, Rec
         url: format!("csync://repl@127.0.0.1:{port}"),
         password: Some(Secret::new("secret")),
         realm: None,
+        access: Default::default(),
         compress: Compress::On,
         timeout: Duration::from_secs(5),
         partitions: [("here".to_owned(), "default".to_owned())].into(),

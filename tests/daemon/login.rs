@@ -1,0 +1,64 @@
+//! Every way of logging in, against a real server that offers just that one.
+
+use crate::util::{CyrusServer, Options, Spooltap, cyrus, store};
+use std::fs;
+use std::process::Output;
+
+struct Lab {
+    conf: std::path::PathBuf,
+    _store: crate::util::Store,
+    dir: tempfile::TempDir,
+}
+
+impl Lab {
+    fn new() -> Self {
+        let store = store("3.6.1-d");
+        Self { conf: store.conf.clone(), _store: store, dir: tempfile::tempdir().expect("directory") }
+    }
+
+    /// `push` of one user: a whole session, and nothing much to send.
+    fn push(&self, url: &str, toml: &str, password: &str) -> (i32, String) {
+        let config = self.dir.path().join("spooltap.toml");
+        fs::write(&config, toml).expect("writes");
+        let state = tempfile::tempdir().expect("directory");
+        let mut command = Spooltap::command(&self.conf, state.path());
+        command.env("SPOOLTAP_PASSWORD", password).arg("--config").arg(config);
+        command.args(["--replica", url, "push", "-s", "nobody"]);
+        let Output { status, stderr, .. } = command.output().expect("runs");
+        (status.code().expect("a code"), String::from_utf8_lossy(&stderr).into_owned())
+    }
+
+    #[track_caller]
+    fn check(&self, url: &str, toml: &str, password: &str, code: i32, says: &str) {
+        let (found, text) = self.push(url, toml, password);
+        assert!(found == code && text.contains(says), "{url} {toml}: {found} instead of {code}, {says}: {text}");
+        assert!(!text.contains(password), "a password is shown: {text}");
+    }
+}
+
+fn offering(mechanisms: &str) -> CyrusServer {
+    CyrusServer::start(Options::new().set("sasl_mech_list", mechanisms)).expect("starts")
+}
+
+#[test]
+fn every_mechanism_lets_us_in_and_a_wrong_password_does_not() {
+    if !cyrus::installed() {
+        return;
+    }
+    let lab = Lab::new();
+    let mut server = offering("PLAIN LOGIN CRAM-MD5 DIGEST-MD5 SCRAM-SHA-1 SCRAM-SHA-256");
+    for mechanism in ["PLAIN", "LOGIN", "CRAM-MD5", "DIGEST-MD5", "SCRAM-SHA-1", "SCRAM-SHA-256"] {
+        let only = format!("mechanisms = [\"{mechanism}\"]\nrealm = \"lab.test\"\n");
+        let url = server.url();
+        lab.check(&url, &only, cyrus::PASSWORD, 0, "");
+        lab.check(&url, &only, "not-this-one", 77, &format!("refuses the login of repl by {mechanism}"));
+    }
+    // Where somebody could listen the password is not sent; what needs no password sent is taken by itself.
+    lab.check(&server.url(), "cleartext = \"never\"\n", cyrus::PASSWORD, 0, "");
+    server.set("sasl_mech_list", "PLAIN LOGIN").expect("sets");
+    server.restart().expect("restarts");
+    lab.check(&server.url(), "cleartext = \"never\"\n", cyrus::PASSWORD, 77, "sends the password in clear");
+    lab.check(&server.url(), "mechanisms = [\"SCRAM-SHA-256\"]\n", cyrus::PASSWORD, 77, "allow one of SCRAM-SHA-256");
+    let stranger = server.url().replace("repl@", "u1@");
+    lab.check(&stranger, "", cyrus::PASSWORD, 77, "admin");
+}
