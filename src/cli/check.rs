@@ -52,6 +52,15 @@ pub(super) fn check(common: &Common) -> Outcome {
         config.quiet.as_millis(),
         config.most.as_millis()
     )?;
+    writeln!(
+        out,
+        "losses     {}",
+        if config.allow_loss {
+            "an older replica gets what it can hold"
+        } else {
+            "what an older replica cannot hold is refused"
+        }
+    )?;
     writeln!(out, "removals   {}", if config.allow_removals { "not limited" } else { "limited by the fuse" })?;
     Ok(Exit::Ok)
 }

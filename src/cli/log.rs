@@ -30,6 +30,7 @@ pub(super) fn log_event(event: &Event<'_>) {
         Event::Rebuild { mailbox, reason, kept, kept_in } => {
             warn!(%mailbox, reason, kept, kept_in = name(kept_in), "making the replica's mailbox anew");
         }
+        Event::Reduced { object, lost } => warn!(object, lost, "the replica cannot hold this, it is left out"),
         Event::SourceTrouble { reason } => warn!(reason, "source cannot be read, trying again"),
         Event::Scanned { checked, differ, elapsed } => {
             info!(checked, differ, elapsed_ms = elapsed.as_millis() as u64, "catch-up scan done");

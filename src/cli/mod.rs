@@ -76,6 +76,9 @@ struct Common {
     /// Lift the fuse that stops mass removals on the replica
     #[arg(long, global = true)]
     allow_removals: bool,
+    /// Leave out what an older replica cannot hold, instead of refusing the mailbox
+    #[arg(long, global = true)]
+    allow_loss: bool,
     /// Machine-readable output on stdout
     #[arg(long, global = true)]
     json: bool,

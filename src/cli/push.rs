@@ -58,6 +58,7 @@ pub(super) fn push(common: &Common, args: &PushArgs) -> Outcome {
         dry_run: args.dry_run,
         stop_on_fatal: true,
         allow_removals: setup.config.allow_removals,
+        allow_loss: setup.config.allow_loss,
         share: setup.share(),
         ..Options::default()
     };

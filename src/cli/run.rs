@@ -60,6 +60,7 @@ fn once(common: &Common, args: &RunArgs, setup: &Setup) -> Result<End<Setup>, Fa
     let options = Options {
         lanes: config.lanes,
         allow_removals: config.allow_removals,
+        allow_loss: config.allow_loss,
         share: setup.share(),
         ..Options::default()
     };

@@ -106,6 +106,7 @@ fn typed(common: &Common) -> Result<Raw, Failure> {
         lanes: common.lanes,
         capture: common.capture.clone(),
         allow_removals: common.allow_removals.then_some(true),
+        allow_loss: common.allow_loss.then_some(true),
         ..Raw::default()
     }))
 }

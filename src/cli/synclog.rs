@@ -164,7 +164,8 @@ pub(super) fn arguments(given: Vec<OsString>) -> Vec<OsString> {
     }
     let is_command = |at: &usize| {
         let before = given.get(at - 1).map(|word| word.as_bytes()).unwrap_or_default();
-        let is_switch = matches!(before, b"--json" | b"-v" | b"-vv" | b"--verbose" | b"--allow-removals");
+        let is_switch =
+            matches!(before, b"--json" | b"-v" | b"-vv" | b"--verbose" | b"--allow-removals" | b"--allow-loss");
         given.get(*at).is_some_and(|word| word == "synclog")
             && (*at == 1 || is_switch || !before.starts_with(b"-") || before.contains(&b'='))
     };

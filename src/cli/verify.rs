@@ -68,6 +68,9 @@ pub(super) fn verify(common: &Common, args: &VerifyArgs) -> Outcome {
             };
             writeln!(out, "{}: {}: {}{values}", difference.lane, difference.object, difference.what)?;
         }
+        for (object, lost) in &report.not_held {
+            writeln!(out, "{object}: the replica is too old for the {lost}; the rest is compared")?;
+        }
         for (object, reason) in &report.unreadable {
             writeln!(out, "{object}: cannot be read at the source: {reason}")?;
         }

@@ -91,6 +91,7 @@ pub struct Config {
     pub scan_every: Duration,
     pub shutdown_timeout: Duration,
     pub allow_removals: bool,
+    pub allow_loss: bool,
     /// On loopback.
     pub metrics_listen: Option<SocketAddr>,
     pub metrics_file: Option<PathBuf>,
@@ -315,6 +316,7 @@ impl Config {
             scan_every: Duration::from_secs(scan_seconds),
             shutdown_timeout: Duration::from_secs(raw.shutdown_timeout_seconds.unwrap_or(20)),
             allow_removals: raw.allow_removals.unwrap_or(false),
+            allow_loss: raw.allow_loss.unwrap_or(false),
             metrics_listen,
             metrics_file: raw.metrics_file.clone(),
         })

@@ -48,6 +48,8 @@ pub struct Raw {
     pub replica_timeout_seconds: Option<u64>,
     /// Lift the fuse on mass removals.
     pub allow_removals: Option<bool>,
+    /// Leave out what an older replica cannot hold, instead of refusing the mailbox.
+    pub allow_loss: Option<bool>,
     /// Address on loopback where Prometheus finds `/metrics`. Default: none.
     pub metrics_listen: Option<String>,
     /// File for the text-file collector of node_exporter. Default: none.
@@ -106,6 +108,7 @@ impl Raw {
             shutdown_timeout_seconds,
             replica_timeout_seconds,
             allow_removals,
+            allow_loss,
             metrics_listen,
             metrics_file
         );

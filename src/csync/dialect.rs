@@ -126,6 +126,7 @@ impl Dialect {
             intermediates: self.intermediates,
             keeps_savedate: self.savedate,
             message_annotations: self.annotations_inside,
+            quota_resources: self.generation >= Generation::V25,
         }
     }
 }

@@ -1,9 +1,9 @@
 //! What belongs to a user or to the server rather than to a mailbox: quota limits, subscriptions, seen state, Sieve
 //! scripts, server annotations.
 
-use super::diff;
 use super::push::{JobError, Pusher};
 use super::queue::{Item, Lane};
+use super::{diff, loss};
 use crate::model::{MailboxEntry, MailboxHead, QuotaRoot, Step, UserId, UserPart};
 use crate::state::UserReceipt;
 use std::collections::BTreeSet;
@@ -12,6 +12,10 @@ use std::time::Instant;
 impl Pusher<'_> {
     pub(super) fn quota(&mut self, root: &QuotaRoot, seen_at: Instant) -> Result<(), JobError> {
         let mine = self.store().quota(root)?;
+        if let Some(limits) = &mine {
+            self.shared.loses(&format_args!("quota root {root}"), loss::of_quota(limits, &self.caps))?;
+        }
+        let mine = mine.map(|limits| loss::reduced(&limits, &self.caps));
         let theirs = match self.shared.state.quota(root) {
             Some(limits) => Some(limits),
             None => self.session.view_quota(root)?,

@@ -1,9 +1,9 @@
 //! A mailbox's content: the ordinary comparison, large transfers in parts, and the record-by-record repair.
 
-use super::Event;
 use super::diff::{self, MailboxDiff, Repair};
 use super::push::{JobError, Pusher};
 use super::queue::{Item, Job, Lane};
+use super::{Event, loss};
 use crate::model::{
     BodyRef, BodySource, MailboxEntry, MailboxHead, MailboxSnapshot, MailboxUpdate, MailboxView, MboxName, ModSeq,
     ReplicaError, Step, Uid,
@@ -35,6 +35,7 @@ impl Pusher<'_> {
             )));
         };
         raw.head.name = entry.name.clone();
+        self.shared.loses(&entry.name, loss::of_mailbox(&raw, &self.caps))?;
         diff::reduce(&mut raw, &self.caps);
         let receipt = self.shared.state.mailbox(&entry.uniqueid);
         let rolled_back = receipt.as_ref().is_some_and(|receipt| receipt.source_highestmodseq > raw.head.highestmodseq);

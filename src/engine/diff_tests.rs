@@ -10,6 +10,7 @@ const CAPS: Capabilities = Capabilities {
     intermediates: true,
     keeps_savedate: true,
     message_annotations: true,
+    quota_resources: true,
 };
 
 /// `"uid:modseq:flags:guid"`, flags out of `S` seen, `F` flagged, `X` expunged, `-` none.

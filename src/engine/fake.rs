@@ -14,6 +14,7 @@ pub(super) const CAPS: Capabilities = Capabilities {
     intermediates: true,
     keeps_savedate: true,
     message_annotations: true,
+    quota_resources: true,
 };
 
 #[derive(Default)]
@@ -150,6 +151,8 @@ pub(super) struct Held {
 pub(super) struct FakeTarget {
     pub held: Arc<Mutex<Held>>,
     pub opened: AtomicUsize,
+    /// Can hold what a 2.4 can.
+    pub old: std::sync::atomic::AtomicBool,
 }
 
 pub(super) struct FakeSession(Arc<Mutex<Held>>);
@@ -165,7 +168,8 @@ impl ReplicaTarget for FakeTarget {
     }
 
     fn capabilities(&self) -> Capabilities {
-        CAPS
+        let new = !self.old.load(Ordering::Relaxed);
+        Capabilities { message_annotations: new, keeps_savedate: new, quota_resources: new, ..CAPS }
     }
 }
 

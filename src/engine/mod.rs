@@ -14,6 +14,7 @@ pub mod diff;
 #[cfg(test)]
 mod fake;
 mod fill_in;
+mod loss;
 mod names;
 mod push;
 mod queue;
@@ -88,6 +89,11 @@ pub enum Event<'a> {
         kept: usize,
         kept_in: Option<MboxName>,
     },
+    /// The replica cannot hold this of the object, and that was allowed.
+    Reduced {
+        object: String,
+        lost: String,
+    },
     /// The source's list could not be read; it is tried again.
     SourceTrouble {
         reason: String,
@@ -122,6 +128,8 @@ pub struct Options {
     pub stop_on_fatal: bool,
     /// Lift the fuse on mass removals.
     pub allow_removals: bool,
+    /// Send what an older replica can hold of a mailbox or quota root, and leave out the rest.
+    pub allow_loss: bool,
     /// Default: every replica has everything. What a replica has of a lane that is not its own stays there as it is.
     pub share: Option<Share>,
 }
@@ -135,6 +143,7 @@ impl Default for Options {
             dry_run: false,
             stop_on_fatal: false,
             allow_removals: false,
+            allow_loss: false,
             share: None,
         }
     }
@@ -164,6 +173,9 @@ struct Shared {
     pub events: EventSink,
     pub dry_run: bool,
     allow_removals: bool,
+    allow_loss: bool,
+    /// What was left out, so that the same is told once.
+    left_out: Mutex<HashMap<String, String>>,
     share: Option<Share>,
     names: Mutex<ReplicaNames>,
     source: Mutex<Arc<Source>>,
@@ -223,6 +235,21 @@ impl Shared {
             *source = Arc::new(Source::new(listing));
         }
         Ok(source.clone())
+    }
+
+    /// Something the replica cannot hold: refused, or told and left out.
+    fn loses(&self, object: &dyn std::fmt::Display, lost: Option<String>) -> Result<(), JobError> {
+        let (object, lost) = match lost {
+            Some(lost) => (object.to_string(), lost),
+            None => return Ok(()),
+        };
+        if !self.allow_loss {
+            return Err(JobError::Conflict(loss::refusal(&object, &lost)));
+        }
+        if lock(&self.left_out).insert(object.clone(), lost.clone()).as_ref() != Some(&lost) {
+            (self.events)(&Event::Reduced { object, lost });
+        }
+        Ok(())
     }
 
     /// A second look, some moments later.
@@ -365,6 +392,8 @@ impl Engine {
                 events: events.clone(),
                 dry_run: options.dry_run,
                 allow_removals: options.allow_removals,
+                allow_loss: options.allow_loss,
+                left_out: Mutex::default(),
                 share: options.share.clone(),
                 names: Mutex::new(names),
                 source: Mutex::default(),

@@ -1,5 +1,6 @@
 //! Names before contents: renames, removals, and names that have to be freed first. Identity is the uniqueid.
 
+use super::loss;
 use super::push::{JobError, Pusher};
 use super::queue::{Item, Job, Lane};
 use crate::model::{
@@ -205,6 +206,7 @@ impl Pusher<'_> {
         };
         let Some(root) = here.filter(|root| there != Some(root)) else { return Ok(()) };
         let Some(limits) = self.store().quota(&root)? else { return Ok(()) };
+        let limits = loss::reduced(&limits, &self.caps);
         let own = QuotaRoot::new(entry.name.as_bytes());
         let passed_over = there.is_some_and(|there| is_below(&MboxName::new(there.as_bytes()), &root));
         if passed_over && own != root && self.store().quota(&own)?.is_none() {

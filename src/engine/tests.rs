@@ -13,12 +13,14 @@ struct Rig {
     engine: Option<Engine>,
     state: Option<State>,
     dir: tempfile::TempDir,
+    allow_loss: bool,
 }
 
 impl Rig {
     fn new() -> Self {
         let dir = tempfile::tempdir().expect("temporary directory");
-        let mut rig = Self { store: Arc::default(), target: Arc::default(), engine: None, state: None, dir };
+        let mut rig =
+            Self { store: Arc::default(), target: Arc::default(), engine: None, state: None, dir, allow_loss: false };
         rig.start();
         rig
     }
@@ -28,6 +30,7 @@ impl Rig {
         let options = super::Options {
             lanes: 2,
             backoff: Backoff { first: Duration::from_millis(1), most: Duration::from_millis(5) },
+            allow_loss: self.allow_loss,
             ..super::Options::default()
         };
         let store: Arc<dyn MailStore> = self.store.clone();
@@ -455,6 +458,57 @@ fn act(rig: &mut Rig, change: &Change, fresh: &mut u32) {
         }
         Change::Sync => rig.sync(),
     }
+}
+
+#[test]
+fn what_an_older_replica_cannot_hold_is_refused_until_it_is_allowed() {
+    let mut rig = Rig::new();
+    rig.target.old.store(true, Ordering::Relaxed);
+    rig.store.change(|content| {
+        make(content, "i1", "user.u1", 2);
+        make(content, "i2", "user.u2", 2);
+        let records = &mut content.mailboxes.get_mut(&UniqueId::from("i2")).expect("is there").records;
+        records[0].annotations = vec![Annotation { entry: b"/comment".to_vec(), value: b"x".to_vec(), ..note() }];
+        records[1].savedate = 1_600_000_000;
+        let limits = [(QuotaResource::Storage, 10), (QuotaResource::Message, 20)].into();
+        content.quotas.insert(QuotaRoot::new(b"user.u1"), QuotaLimits { limits, modseq: 0 });
+    });
+    rig.sync();
+    let mut failed: Vec<String> =
+        rig.engine().stats()[0].queue.failed.iter().map(|failure| failure.reason.clone()).collect();
+    failed.sort();
+    assert_eq!(
+        failed,
+        [
+            "quota root user.u1: the replica is too old for the limits of Message; nothing of it is sent; take a newer \
+             replica, or --allow-loss",
+            "user.u2: the replica is too old for the annotations of 1 messages and dates of saving of 1 messages; nothing \
+             of it is sent; take a newer replica, or --allow-loss",
+        ]
+    );
+    let names = |rig: &Rig| {
+        let held = rig.target.held.lock().expect("lock");
+        held.mailboxes.keys().map(MboxName::to_string).collect::<Vec<_>>()
+    };
+    assert_eq!(names(&rig), ["user.u1"], "its neighbour went through");
+
+    rig.engine.take().expect("runs").stop(Duration::from_secs(5));
+    (rig.state, rig.allow_loss) = (None, true);
+    rig.start();
+    rig.engine().scan();
+    rig.sync();
+    assert!(rig.engine().stats()[0].queue.failed.is_empty());
+    assert_eq!(names(&rig), ["user.u1", "user.u2"]);
+    let held = rig.target.held.lock().expect("lock");
+    let there = &held.mailboxes[&MboxName::from("user.u2")];
+    let records = there.records.as_ref().expect("records");
+    assert!(records.len() == 2 && records.iter().all(|record| record.annotations.is_empty() && record.savedate == 0));
+    let limits = &held.quotas[&QuotaRoot::new(b"user.u1")].limits;
+    assert_eq!(limits.keys().collect::<Vec<_>>(), [&QuotaResource::Storage]);
+}
+
+fn note() -> Annotation {
+    Annotation { entry: Vec::new(), userid: UserId::from(""), value: Vec::new(), modseq: ModSeq(0) }
 }
 
 /// More with `SPOOLTAP_CASES`.

@@ -1,8 +1,8 @@
 //! Both sides compared, mailbox by mailbox, through the replica's own words. Nothing is changed on either.
 
-use super::diff;
 use super::names::Source;
 use super::queue::Lane;
+use super::{diff, loss};
 use crate::model::{
     Capabilities, MailStore, MailboxSnapshot, MailboxView, MboxName, Replica, ReplicaError, SystemFlags, UniqueId,
     UserPart,
@@ -34,6 +34,8 @@ pub struct VerifyReport {
     pub differences: Vec<Difference>,
     /// Objects that could not be read at the source, with the reason.
     pub unreadable: Vec<(String, String)>,
+    /// What the replica is too old to hold, by object; no difference.
+    pub not_held: Vec<(String, String)>,
 }
 
 /// Why a verification could not be made.
@@ -166,6 +168,9 @@ impl Verifier<'_> {
         mut snapshot: MailboxSnapshot,
         theirs: &MailboxView,
     ) -> Result<(), VerifyError> {
+        if let Some(lost) = loss::of_mailbox(&snapshot, self.caps) {
+            self.report.not_held.push((snapshot.head.name.to_string(), lost));
+        }
         diff::reduce(&mut snapshot, self.caps);
         let lift = self.state.and_then(|state| state.mailbox(id)).and_then(|receipt| receipt.lift);
         if let Some(lift) = &lift {
@@ -215,6 +220,11 @@ impl Verifier<'_> {
         let prefix = self.store.deleted_prefix();
         let mut mine = self.store.quotas()?;
         mine.retain(|root, _| super::quota_lane(root, prefix) == *lane);
+        for (root, limits) in &mut mine {
+            let lost = loss::of_quota(limits, self.caps).map(|lost| (format!("quota root {root}"), lost));
+            self.report.not_held.extend(lost);
+            *limits = loss::reduced(limits, self.caps);
+        }
         let roots: BTreeSet<_> = mine.keys().chain(theirs.keys()).cloned().collect();
         for root in roots {
             let there = match theirs.get(&root) {

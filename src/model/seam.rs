@@ -271,6 +271,8 @@ pub struct Capabilities {
     pub keeps_savedate: bool,
     /// Can hold message annotations.
     pub message_annotations: bool,
+    /// Can limit other things than storage.
+    pub quota_resources: bool,
 }
 
 /// Which rule the annotation checksum follows.

@@ -43,6 +43,7 @@ impl ReplicaTarget for ArchiveTarget {
             intermediates: true,
             keeps_savedate: true,
             message_annotations: true,
+            quota_resources: true,
         }
     }
 }
