@@ -2,6 +2,7 @@
 
 mod fanotify;
 mod sources;
+mod storm;
 mod synclog;
 
 use spooltap::capture::{self, CaptureHandle, Roots, SOURCES, Settings};
@@ -408,6 +409,32 @@ fn without_enough_watches_the_rest_is_compared_and_the_cure_is_told() {
     let Some(text) = in_own_namespaces(script) else { return };
     assert_eq!(text.matches("raise fs.inotify.max_user_watches").count(), 1, "told once: {text}");
     assert!(text.contains("rescan user."), "{text}");
+}
+
+#[test]
+fn doctor_names_each_bad_limit_with_its_cure() {
+    let script = r#"
+        echo 4 > /proc/sys/user/max_inotify_watches
+        "$SPOOLTAP" doctor -C "$CONF" --state "$DIR/state" || test $? = 1
+        echo 0 > /proc/sys/user/max_inotify_instances
+        "$SPOOLTAP" doctor -C "$CONF" --state "$DIR/state" --json || test $? = 1
+        test ! -e "$DIR/state"
+    "#;
+    let Some(text) = in_own_namespaces(script) else { return };
+    assert!(text.contains("BAD     watches: user.max_inotify_watches is 4"), "{text}");
+    assert!(text.contains("cure: sysctl -w user.max_inotify_watches=65536"), "{text}");
+    let found: Vec<serde_json::Value> = text
+        .lines()
+        .filter(|line| line.starts_with('{'))
+        .map(|line| serde_json::from_str(line).expect("JSON"))
+        .collect();
+    let instances = found.iter().find(|finding| finding["check"] == "instances").expect("looked at");
+    assert_eq!(instances["state"], "bad");
+    assert_eq!(instances["cure"], "sysctl -w user.max_inotify_instances=1024");
+    assert!(
+        found.iter().any(|finding| finding["check"] == "capture" && finding["found"].to_string().contains(": poll (")),
+        "{text}"
+    );
 }
 
 #[test]

@@ -1,6 +1,8 @@
 //! The state directory in the hands of somebody else: deleted, cut, damaged, of another store. At worst everything is
 //! compared anew; nothing is lost, nothing sent twice, and nothing panics.
 
+mod commands;
+
 use super::util::{Spooltap, Store, store};
 use spooltap::model::{MailboxHead, MailboxView, QuotaLimits, QuotaResource, QuotaRoot, UserId};
 use spooltap::state::{MailboxReceipt, State, UserReceipt};

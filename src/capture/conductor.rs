@@ -1,6 +1,7 @@
 //! Who serves which area: chooses a source for each, starts it, puts another in its place when it fails, and brings the
 //! better one back when the cause is gone. Whatever was not watched for a moment is compared afterwards.
 
+use super::cookies::Cookies;
 use super::derive::Roots;
 use super::feed::{Control, Counters, Feed, Out, lock};
 use super::ground::{Area, Ground, Relief};
@@ -41,6 +42,8 @@ struct Board {
     posts: Mutex<Vec<Arc<Post>>>,
     /// Areas that nobody serves at this moment.
     vacant: AtomicBool,
+    /// Directories wait for a source that is being started.
+    wants_relief: AtomicBool,
     restarts: AtomicU64,
     /// Of sources that have ended: events, notices, overflows.
     past: [AtomicU64; 3],
@@ -57,6 +60,7 @@ enum Word {
 pub struct CaptureHandle {
     board: Arc<Board>,
     words: Sender<Word>,
+    cookies: Option<Arc<Cookies>>,
     conductor: Option<JoinHandle<()>>,
 }
 
@@ -95,18 +99,16 @@ pub fn start(
         return Err(CaptureError::UnknownSource { name: settings.source, known });
     }
     let (words, inbox) = mpsc::channel();
-    let ring = words.clone();
-    let areas = roots.watched().into_iter().map(|(path, reach)| Area { path, reach }).collect();
-    let ground = Ground {
-        roots,
-        areas,
-        relief: None,
-        has_successor: false,
-        poll_every: settings.poll_every,
-        scan_every: settings.scan_every,
-        sync_log: settings.sync_log.clone(),
-    };
+    // Without them everything works, but how far it got is not proven.
+    let made = settings.cookies.as_deref().map(Cookies::new).transpose();
+    let cookies = made.unwrap_or_else(|error| {
+        tracing::warn!(%error, "how far changes were noticed cannot be proven");
+        None
+    });
+    let cookies = cookies.map(Arc::new);
+    let ground = Ground::new(roots, &settings, cookies.clone());
     let board = Arc::new(Board::default());
+    let (ring, rung) = (words.clone(), board.clone());
     let mut conductor = Conductor {
         ground,
         settings,
@@ -117,6 +119,7 @@ pub fn start(
         inbox,
         // Without a conductor nobody needs relief any more.
         relief: Relief::new(Box::new(move || {
+            rung.wants_relief.store(true, Relaxed);
             let _ = ring.send(Word::Bell);
         })),
         threads: Vec::new(),
@@ -128,7 +131,7 @@ pub fn start(
     conductor.begin()?;
     let thread = std::thread::Builder::new().name("capture".to_owned()).spawn(move || conductor.run());
     let thread = thread.map_err(|cause| CaptureError::System { what: "thread", cause })?;
-    Ok(CaptureHandle { board, words, conductor: Some(thread) })
+    Ok(CaptureHandle { board, words, cookies, conductor: Some(thread) })
 }
 
 impl Conductor {
@@ -230,7 +233,8 @@ impl Conductor {
             (Err(error), _) | (_, Err(error)) => return Err((error, areas)),
         };
         let paths = areas.iter().map(|area| area.path.display().to_string()).collect::<Vec<_>>().join(" ");
-        let feed = Feed::new(self.ground.roots.clone(), &self.settings, self.out.clone(), gap_since);
+        let mut feed = Feed::new(self.ground.roots.clone(), &self.settings, self.out.clone(), gap_since);
+        feed.cookies = self.ground.cookies.clone();
         let post = Arc::new(Post {
             id: self.next_id,
             kind,
@@ -361,6 +365,7 @@ impl Conductor {
         {
             tracing::error!(%error, "capture cannot be started");
         }
+        self.board.wants_relief.store(false, Relaxed);
     }
 
     /// An area may have been unmounted, and something else mounted there.
@@ -465,7 +470,8 @@ impl CaptureHandle {
     /// Every area has a source, and each source watches.
     fn serving(&self) -> bool {
         let posts = lock(&self.board.posts);
-        !self.board.vacant.load(Relaxed) && !posts.is_empty() && posts.iter().all(|post| post.control.is_serving())
+        let is_staffed = !self.board.vacant.load(Relaxed) && !self.board.wants_relief.load(Relaxed);
+        is_staffed && !posts.is_empty() && posts.iter().all(|post| post.control.is_serving())
     }
 
     /// Returns once everything that was noticeable before this call has been given to `out`, held back or not; false
@@ -487,6 +493,13 @@ impl CaptureHandle {
             }
             // A source is being replaced: ask those that take its place.
             std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// Asks the kernel's queues for a proof; `seen_until` tells when it has come.
+    pub fn prove(&self) {
+        if let Some(cookies) = &self.cookies {
+            cookies.make();
         }
     }
 

@@ -61,6 +61,8 @@ struct FanotifySource {
     areas: Vec<Area>,
     /// Renames come as one event.
     is_modern: bool,
+    /// Our own directory.
+    cookies: Option<Object>,
     systems: BTreeMap<[u8; 8], System>,
     /// Real path → the path we know it by; longest first.
     aliases: Vec<(PathBuf, PathBuf)>,
@@ -145,6 +147,7 @@ pub(super) fn open(ground: &Ground) -> Result<Box<dyn Source>, CaptureError> {
         roots: ground.roots.clone(),
         areas: ground.areas.clone(),
         is_modern,
+        cookies: None,
         systems: BTreeMap::new(),
         aliases: Vec::new(),
         paths: HashMap::new(),
@@ -163,6 +166,7 @@ impl Source for FanotifySource {
         let begun = Instant::now();
         self.mounts_changed();
         self.arm(feed)?;
+        self.cookies = feed.cookies.as_ref().and_then(|cookies| self.mark_cookies(cookies.dir()).ok());
         let systems = self.systems.len();
         tracing::info!(systems, elapsed_ms = begun.elapsed().as_millis() as u64, "watching");
         feed.armed(control);
@@ -209,6 +213,14 @@ impl Source for FanotifySource {
 }
 
 impl FanotifySource {
+    /// A mark on the directory alone: it may be on another file system than the store.
+    fn mark_cookies(&self, dir: &Path) -> Result<Object, Errno> {
+        let mask = MaskFlags::from_bits_retain(CREATE);
+        self.kernel.mark(MarkFlags::FAN_MARK_ADD, mask, nix::fcntl::AT_FDCWD, Some(dir))?;
+        let (kind, handle, _) = handle::of(dir)?;
+        Ok(Object { fsid: handle::fsid(dir)?, kind, handle: handle.into() })
+    }
+
     fn mounts_changed(&mut self) -> bool {
         self.mounts.changed(self.areas.iter().map(|area| area.path.as_path()))
     }
@@ -354,6 +366,12 @@ impl FanotifySource {
             return Ok(());
         }
         let Some(place) = &event.place else { return Ok(()) };
+        if self.cookies.as_ref() == Some(&place.dir) {
+            if event.is(CREATE) {
+                feed.cookie(place.name().as_os_str());
+            }
+            return Ok(());
+        }
         let old = self.path(place);
         let new = event.new.as_ref().map(|place| self.path(place));
         if old == Where::Gone || new == Some(Where::Gone) {

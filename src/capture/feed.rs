@@ -1,10 +1,12 @@
 //! The two ends every source of change holds: `Feed` takes what it saw and hands notices on, `Control` brings it
 //! the orders of whoever started it.
 
+use super::cookies::Cookies;
 use super::{Coalescer, Roots, Settings};
 use crate::model::{DirtyKey, Notice, Scope};
 use nix::errno::Errno;
 use nix::sys::eventfd::{EfdFlags, EventFd};
+use std::ffi::OsStr;
 use std::fmt;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
@@ -89,7 +91,9 @@ pub struct Feed {
     handed_on_at: Instant,
     /// Nobody saw what happened between this moment and `armed`.
     gap_since: Option<Instant>,
-    looked_until: Option<Instant>,
+    /// All that changed before this moment has been told to this feed; from the second on all of it is handed on.
+    looked_until: Option<(Instant, Instant)>,
+    pub(super) cookies: Option<Arc<Cookies>>,
     pub(super) counters: Arc<Counters>,
 }
 
@@ -105,6 +109,7 @@ impl Feed {
             handed_on_at: Instant::now(),
             gap_since,
             looked_until: None,
+            cookies: None,
             counters: Arc::default(),
         }
     }
@@ -121,16 +126,27 @@ impl Feed {
 
     /// All that changed before this moment has been told to this feed.
     pub fn looked_until(&mut self, moment: Instant) {
-        self.looked_until = Some(moment);
-        self.prove();
+        if self.looked_until.is_none() {
+            self.looked_until = Some((moment, Instant::now() + self.most));
+        }
+        self.prove(false);
     }
 
-    /// What was looked at is proven once nothing of it is held back.
-    fn prove(&mut self) {
-        if let Some(moment) = self.looked_until
-            && self.coalescer.is_empty()
+    /// The kernel told of a file in the directory of cookies: whatever it told before has been looked at.
+    pub(super) fn cookie(&mut self, name: &OsStr) {
+        if let Some(moment) = self.cookies.as_ref().and_then(|cookies| cookies.moment(name)) {
+            self.looked_until(moment);
+        }
+    }
+
+    /// What was looked at is proven once nothing of it is held back: nothing at all is, or what is came later.
+    fn prove(&mut self, given: bool) {
+        if let Some((moment, due)) = self.looked_until
+            && (self.coalescer.is_empty() || (given && self.handed_on_at >= due))
         {
-            *lock(&self.counters.proven) = Some(moment);
+            self.looked_until = None;
+            let mut proven = lock(&self.counters.proven);
+            *proven = (*proven).max(Some(moment));
         }
     }
 
@@ -184,7 +200,7 @@ impl Feed {
             self.counters.notices.fetch_add(notices.len() as u64, Relaxed);
             (lock(&self.out))(notices);
         }
-        self.prove();
+        self.prove(true);
     }
 
     /// When `hand_on` has something to do next.

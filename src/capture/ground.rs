@@ -1,5 +1,7 @@
 //! What a source is given to watch, and what kind of file system that lies on.
 
+use super::Settings;
+use super::cookies::Cookies;
 use super::derive::{Reach, Roots};
 use super::feed::lock;
 use std::collections::BTreeSet;
@@ -28,8 +30,26 @@ pub struct Ground {
     pub(super) poll_every: Duration,
     /// How often `scan` asks for a comparison.
     pub(super) scan_every: Duration,
+    /// A directory of ours whose files the kernel's queue has to tell of.
+    pub(super) cookies: Option<Arc<Cookies>>,
     /// The log that `synclog` consumes, or why there is none.
     pub(super) sync_log: Result<PathBuf, String>,
+}
+
+impl Ground {
+    pub(super) fn new(roots: Roots, settings: &Settings, cookies: Option<Arc<Cookies>>) -> Self {
+        let areas = roots.watched().into_iter().map(|(path, reach)| Area { path, reach }).collect();
+        Self {
+            roots,
+            areas,
+            relief: None,
+            has_successor: false,
+            poll_every: settings.poll_every,
+            scan_every: settings.scan_every,
+            cookies,
+            sync_log: settings.sync_log.clone(),
+        }
+    }
 }
 
 /// Directories that wait for a source which needs no watch.

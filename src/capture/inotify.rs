@@ -89,6 +89,8 @@ struct InotifySource {
     /// Looks after directories without a watch; without it they are compared.
     relief: Option<Arc<Relief>>,
     has_successor: bool,
+    /// The watch of our own directory.
+    cookies: Option<WatchDescriptor>,
     /// No watch is left, and another source can take over.
     exhausted: Option<io::Error>,
 }
@@ -112,6 +114,7 @@ pub(super) fn open(ground: &Ground) -> Result<Box<dyn Source>, CaptureError> {
         inotify,
         roots: ground.roots.clone(),
         plan: plan.collect(),
+        cookies: None,
         relief: ground.relief.clone(),
         has_successor: ground.has_successor,
         exhausted: None,
@@ -133,6 +136,9 @@ impl Source for InotifySource {
         for root in 0..self.plan.len() {
             self.arm(root, false, feed);
         }
+        // A watch that cannot be had leaves `seen_until` unknown, which is the truth.
+        self.cookies =
+            feed.cookies.as_ref().and_then(|cookies| self.watches.add(cookies.dir(), WatchMask::CREATE).ok());
         self.give_up()?;
         self.count(feed);
         tracing::info!(watches = self.table.len(), elapsed_ms = begun.elapsed().as_millis() as u64, "watching");
@@ -239,6 +245,9 @@ impl InotifySource {
         let Raw { wd, mask, name, seen_at } = raw;
         if mask.contains(EventMask::Q_OVERFLOW) {
             return self.overflow(feed, seen_at);
+        }
+        if self.cookies.as_ref().is_some_and(|cookies| cookies.get_watch_descriptor_id() == wd) {
+            return name.iter().for_each(|name| feed.cookie(name));
         }
         // Events of a watch we removed: whoever removed it has reported or will walk what it stood for.
         let Some(role) = self.table.get(wd).map(|dir| dir.role) else { return };

@@ -5,6 +5,7 @@
 
 pub mod coalesce;
 mod conductor;
+mod cookies;
 pub mod derive;
 mod fanevent;
 mod fanotify;
@@ -15,6 +16,7 @@ mod inotify;
 mod mounts;
 mod poll;
 mod scan;
+pub mod survey;
 pub mod synclog;
 mod table;
 
@@ -118,6 +120,8 @@ pub struct Settings {
     pub scan_every: Duration,
     /// The log that `synclog` consumes, or why there is none.
     pub sync_log: Result<PathBuf, String>,
+    /// A directory of ours, made when it is missing, in which `CaptureHandle::prove` makes files.
+    pub cookies: Option<PathBuf>,
     /// Sees every raw event.
     pub tap: Option<Tap>,
 }
@@ -131,6 +135,7 @@ impl Default for Settings {
             poll_every: Duration::from_secs(1),
             scan_every: Duration::from_secs(60),
             sync_log: Err("no sync_log is named".to_owned()),
+            cookies: None,
             tap: None,
         }
     }
@@ -138,7 +143,7 @@ impl Default for Settings {
 
 impl fmt::Debug for Settings {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { quiet, most, source, poll_every, scan_every, sync_log, tap } = self;
+        let Self { quiet, most, source, poll_every, scan_every, sync_log, cookies, tap } = self;
         f.debug_struct("Settings")
             .field("quiet", quiet)
             .field("most", most)
@@ -146,6 +151,7 @@ impl fmt::Debug for Settings {
             .field("poll_every", poll_every)
             .field("scan_every", scan_every)
             .field("sync_log", sync_log)
+            .field("cookies", cookies)
             .field("tap", &tap.is_some())
             .finish()
     }

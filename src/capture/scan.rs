@@ -27,6 +27,7 @@ impl Source for ScanSource {
             // Nobody can know what changed: whoever asks for all gets a comparison of all.
             if now >= next || orders.wants_all() {
                 feed.lost(Scope::Everything, now);
+                feed.looked_until(now);
                 next = now + self.every;
             }
             if orders.wants_all() {

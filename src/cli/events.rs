@@ -38,6 +38,8 @@ enum What {
 pub(super) fn events(common: &Common, args: &EventsArgs) -> Outcome {
     let setup = Setup::open(common, false)?;
     let mut settings = setup.capture_settings();
+    // Nobody asks for proofs here, and a daemon may use that directory.
+    settings.cookies = None;
     if settings.source == "synclog" {
         let fault = anyhow::anyhow!("who reads the rolling log takes its records away from a daemon that needs them");
         return Err(Failure::new(Exit::Config, fault));

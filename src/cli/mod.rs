@@ -18,6 +18,7 @@
 mod check;
 mod control;
 mod demo;
+mod doctor;
 mod events;
 pub mod inspect;
 mod log;
@@ -26,6 +27,7 @@ mod run;
 mod scan;
 mod serve;
 mod setup;
+mod state;
 mod synclog;
 mod verify;
 
@@ -111,6 +113,11 @@ enum Command {
     Verify(verify::VerifyArgs),
     /// Puts a record into Cyrus's rolling log, with the options of cyr_synclog
     Synclog(synclog::SynclogArgs),
+    /// What is remembered of the replicas: check, export, drop
+    #[command(subcommand)]
+    State(state::StateCommand),
+    /// Looks for what would keep changes from being noticed or replicated, and says what cures it
+    Doctor,
     /// Shows what would be run, or every fault of the configuration
     Check,
     /// Shows the running daemon's lag, queue and faults; exit code 0 fine, 1 warning, 2 critical, 3 not running
@@ -208,6 +215,8 @@ fn dispatch(cli: Cli) -> Outcome {
         Command::Events(args) => events::events(common, &args),
         Command::Verify(args) => verify::verify(common, &args),
         Command::Synclog(args) => synclog::synclog(common, &args),
+        Command::State(command) => state::state(common, &command),
+        Command::Doctor => doctor::doctor(common),
         Command::Check => check::check(common),
         Command::Status(args) => control::status(common, &args),
         Command::Pause(args) => control::order(common, &args, Word::Pause),

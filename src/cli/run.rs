@@ -69,6 +69,7 @@ fn once(common: &Common, args: &RunArgs, setup: &Setup) -> Result<End<Setup>, Fa
         status_file: args.status_file.clone().unwrap_or_else(|| config.state.join("status.json")),
         metrics_listen: config.metrics_listen,
         metrics_file: config.metrics_file.clone(),
+        rescan_every: config.rescan_every,
     };
     let running = Running::arm(
         setup.store.clone(),

@@ -41,6 +41,7 @@ impl Setup {
             poll_every: self.config.poll_every,
             scan_every: self.config.scan_every,
             sync_log: self.sync_log(),
+            cookies: Some(self.config.state.join("cookies")),
             ..Default::default()
         }
     }

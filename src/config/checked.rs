@@ -89,6 +89,8 @@ pub struct Config {
     pub capture: String,
     pub poll_every: Duration,
     pub scan_every: Duration,
+    /// Everything is compared so often, whatever was noticed.
+    pub rescan_every: Option<Duration>,
     pub shutdown_timeout: Duration,
     pub allow_removals: bool,
     pub allow_loss: bool,
@@ -314,6 +316,8 @@ impl Config {
             capture: raw.capture.clone().unwrap_or_else(|| "auto".into()),
             poll_every: Duration::from_millis(poll_ms),
             scan_every: Duration::from_secs(scan_seconds),
+            rescan_every: Some(Duration::from_secs(raw.rescan_seconds.unwrap_or(21_600)))
+                .filter(|every| !every.is_zero()),
             shutdown_timeout: Duration::from_secs(raw.shutdown_timeout_seconds.unwrap_or(20)),
             allow_removals: raw.allow_removals.unwrap_or(false),
             allow_loss: raw.allow_loss.unwrap_or(false),

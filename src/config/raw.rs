@@ -42,6 +42,8 @@ pub struct Raw {
     pub poll_ms: Option<u64>,
     /// How often the source `scan` compares everything. Default 60.
     pub scan_seconds: Option<u64>,
+    /// How often everything is compared, whatever was noticed; 0 for never. Default 21600.
+    pub rescan_seconds: Option<u64>,
     /// Time for jobs in flight at stop. Default 20.
     pub shutdown_timeout_seconds: Option<u64>,
     /// Read timeout of a replica's answers. Default: `sync_timeout` or 1800.
@@ -105,6 +107,7 @@ impl Raw {
             capture,
             poll_ms,
             scan_seconds,
+            rescan_seconds,
             shutdown_timeout_seconds,
             replica_timeout_seconds,
             allow_removals,

@@ -1,5 +1,6 @@
 //! Wiring and order of start and stop: arm capture, scan, live; close capture, finish jobs, write state.
 
+mod caught_up;
 pub mod control;
 mod metrics;
 pub mod report;

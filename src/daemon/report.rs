@@ -71,6 +71,10 @@ pub struct ReplicaStatus {
     /// Age of the oldest change that the replica has not confirmed; while catching up after a start, at least the time
     /// since the last moment before it of which we know that nothing was open. Never lower than the truth.
     pub lag_seconds: f64,
+    /// Everything that changed at the source before this moment (seconds since 1970) is confirmed; proven through the
+    /// kernel's own queue. `None` until the first proof.
+    #[serde(default)]
+    pub caught_up_at: Option<u64>,
     /// The work of the first scan is not done yet.
     pub catching_up: bool,
     /// Over the last minute.
@@ -235,7 +239,14 @@ impl Book {
                     lag_seconds = lag_seconds.max(unix_now().saturating_sub(*since) as f64);
                 }
             }
-            ReplicaStatus { stats, lag_seconds, catching_up, confirmed_per_second, sent_bytes_per_second }
+            ReplicaStatus {
+                stats,
+                lag_seconds,
+                catching_up,
+                confirmed_per_second,
+                sent_bytes_per_second,
+                caught_up_at: None,
+            }
         };
         stats.into_iter().enumerate().map(one).collect()
     }

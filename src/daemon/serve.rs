@@ -1,5 +1,6 @@
 //! The daemon's top loop: signals, the control socket, figures, systemd.
 
+use super::caught_up::CaughtUp;
 use super::control::{self, Request, Response};
 use super::report::{Book, Memory, SourceStatus, Status, unix_now};
 use super::{Running, metrics, systemd};
@@ -27,6 +28,8 @@ pub struct Service {
     pub metrics_listen: Option<SocketAddr>,
     /// For the text-file collector of node_exporter.
     pub metrics_file: Option<PathBuf>,
+    /// Everything is compared so often, whatever was noticed.
+    pub rescan_every: Option<Duration>,
 }
 
 /// Why the loop ended.
@@ -85,6 +88,8 @@ async fn run<T>(running: &Running, service: &Service, reload: &dyn Fn() -> Optio
     let mut pulse = Pulse::default();
     systemd::notify("READY=1\nSTATUS=catch-up scan");
     let mut tick = tokio::time::interval(Duration::from_secs(1));
+    let mut timer =
+        service.rescan_every.map(|every| tokio::time::interval_at(tokio::time::Instant::now() + every, every));
     let end = loop {
         let room = talks.len() < TALKS;
         tokio::select! {
@@ -98,6 +103,7 @@ async fn run<T>(running: &Running, service: &Service, reload: &dyn Fn() -> Optio
                 }
             }
             _ = scan.recv() => running.rescan(),
+            Some(()) = next(timer.as_mut()) => running.rescan(),
             Some(()) = talks.next() => {}
             Ok((stream, _)) = socket.accept(), if room => {
                 talks.push(Box::pin(control::talk(stream, |request| view.answer(request))));
@@ -110,6 +116,7 @@ async fn run<T>(running: &Running, service: &Service, reload: &dyn Fn() -> Optio
                     first_scan = None;
                     info!("live");
                 }
+                view.caught_up.borrow_mut().tick(running);
                 view.write(first_scan.is_some());
                 if systemd::has_watchdog() && pulse.beats(running) {
                     systemd::notify("WATCHDOG=1");
@@ -129,6 +136,11 @@ async fn run<T>(running: &Running, service: &Service, reload: &dyn Fn() -> Optio
 
 async fn accept(listener: Option<&TcpListener>) -> Option<io::Result<(tokio::net::TcpStream, SocketAddr)>> {
     Some(listener?.accept().await)
+}
+
+async fn next(timer: Option<&mut tokio::time::Interval>) -> Option<()> {
+    timer?.tick().await;
+    Some(())
 }
 
 fn is_over(done: &Receiver<()>) -> bool {
@@ -214,6 +226,7 @@ struct View<'a> {
     service: &'a Service,
     started: Instant,
     book: RefCell<Book>,
+    caught_up: RefCell<CaughtUp>,
     written: RefCell<Option<(String, Instant)>>,
 }
 
@@ -223,10 +236,15 @@ impl<'a> View<'a> {
         let before = std::fs::read(&service.status_file).ok();
         let before = before.and_then(|text| serde_json::from_slice::<Status>(&text).ok());
         let book = RefCell::new(Book::new(&names, before.as_ref()));
-        Self { running, service, started: Instant::now(), book, written: RefCell::default() }
+        let (caught_up, written) = Default::default();
+        Self { running, service, started: Instant::now(), book, caught_up, written }
     }
 
     fn status(&self) -> Status {
+        let mut replicas = self.book.borrow_mut().replicas(self.running.stats());
+        for replica in &mut replicas {
+            replica.caught_up_at = self.caught_up.borrow().at(&replica.stats);
+        }
         Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             pid: std::process::id(),
@@ -234,7 +252,7 @@ impl<'a> View<'a> {
             uptime_seconds: self.started.elapsed().as_secs(),
             source: SourceStatus { trouble: self.running.trouble(), ..self.running.capture.stats().into() },
             memory: Memory::now(),
-            replicas: self.book.borrow_mut().replicas(self.running.stats()),
+            replicas,
             orders: self.running.engine.standing_orders(),
         }
     }
@@ -270,6 +288,7 @@ impl<'a> View<'a> {
         let status = self.status();
         let mut timeless = status.clone();
         (timeless.at, timeless.uptime_seconds, timeless.memory) = (0, 0, Memory::default());
+        timeless.replicas.iter_mut().for_each(|replica| replica.caught_up_at = None);
         let key = serde_json::to_string(&timeless).unwrap_or_default();
         let mut written = self.written.borrow_mut();
         if written.as_ref().is_some_and(|(old, at)| *old == key && at.elapsed() < HEARTBEAT) {

@@ -5,8 +5,10 @@
 //! One redb database, `state.redb`. Writes are visible to readers at once (an overlay in memory) and durable within a
 //! quarter of a second or at `flush`. A receipt that was lost by a crash only makes its mailbox be compared again.
 
+mod inspect;
 mod receipt;
 mod store;
 
+pub use inspect::{Counts, Entry, Report, StateFile};
 pub use receipt::{Lift, MailboxReceipt, UserReceipt};
 pub use store::{ReplicaState, State, StateError};

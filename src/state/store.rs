@@ -13,9 +13,9 @@ use std::time::Duration;
 use tracing::warn;
 
 /// Written into the header; another number means: start afresh.
-const FORMAT: &str = "1";
-const ENTRIES: TableDefinition<&[u8], &[u8]> = TableDefinition::new("entries");
-const HEADER: TableDefinition<&str, &str> = TableDefinition::new("header");
+pub(super) const FORMAT: &str = "1";
+pub(super) const ENTRIES: TableDefinition<&[u8], &[u8]> = TableDefinition::new("entries");
+pub(super) const HEADER: TableDefinition<&str, &str> = TableDefinition::new("header");
 /// Longest time a write may be in memory only.
 const DURABLE_WITHIN: Duration = Duration::from_millis(250);
 
@@ -30,7 +30,7 @@ pub enum StateError {
 
 /// Kinds of entries; first byte of every key.
 #[derive(Clone, Copy)]
-enum Kind {
+pub(super) enum Kind {
     Mailbox = b'm' as isize,
     User = b'u' as isize,
     Quota = b'q' as isize,
@@ -366,7 +366,7 @@ fn pack<T: Serialize>(value: &T) -> Option<Vec<u8>> {
 }
 
 /// An entry that cannot be read counts as absent: its key is compared again.
-fn unpack<T: DeserializeOwned>(bytes: &[u8]) -> Option<T> {
+pub(super) fn unpack<T: DeserializeOwned>(bytes: &[u8]) -> Option<T> {
     postcard::from_bytes(bytes.strip_prefix(&[VALUE_VERSION])?).ok()
 }
 

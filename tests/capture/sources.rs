@@ -165,6 +165,49 @@ fn an_idle_store_is_polled_without_a_notice() {
 }
 
 #[test]
+fn how_far_changes_were_noticed_is_proven_and_not_assumed() {
+    // Fails when a cookie counts as soon as it is made, or before what was read ahead of it has been handed on.
+    for source in ["inotify", "fanotify", "poll"] {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        put(dir.path(), "spool/user/a/cyrus.index", "index");
+        let settings = Settings { cookies: Some(dir.path().join("cookies")), ..settings(source) };
+        let given = Given::default();
+        let gate = std::sync::Arc::new(std::sync::Mutex::new(()));
+        let (theirs, their_gate) = (given.clone(), gate.clone());
+        let out = move |notices| {
+            let _open = their_gate.lock().unwrap_or_else(PoisonError::into_inner);
+            theirs.lock().unwrap_or_else(PoisonError::into_inner).extend(notices);
+        };
+        let handle = match spooltap::capture::start(roots(dir.path()), settings, Box::new(out)) {
+            Err(error) if source == "fanotify" => {
+                println!("skipped: {error}");
+                continue;
+            }
+            started => started.expect("starts"),
+        };
+        handle.wait_armed();
+        let has = |key: &str| {
+            given.lock().unwrap_or_else(PoisonError::into_inner).iter().any(|notice| notice.key.to_string() == key)
+        };
+        let proven = |moment: Instant, limit: Duration| {
+            super::super::util::eventually(limit, || {
+                handle.prove();
+                handle.seen_until().filter(|until| *until >= moment)
+            })
+        };
+        for n in 0..5 {
+            let closed = gate.lock().unwrap_or_else(PoisonError::into_inner);
+            put(dir.path(), &format!("spool/user/b{n}/1."), "mail");
+            let moment = Instant::now();
+            assert_eq!(proven(moment, Duration::from_millis(100)), None, "{source}: nobody has it yet");
+            drop(closed);
+            assert!(proven(moment, Duration::from_secs(20)).is_some(), "{source}: no proof came");
+            assert!(has(&format!("mailbox user.b{n}")), "{source}: it was said to be handed on");
+        }
+    }
+}
+
+#[test]
 fn directories_without_a_watch_are_polled() {
     // Without relief nothing but a comparison every 30 s would tell of these.
     let script = r#"

@@ -57,6 +57,13 @@ pub enum Kind {
     Unknown,
 }
 
+impl Kind {
+    /// A file that can be read while its owner writes to it.
+    pub fn is_readable(self) -> bool {
+        matches!(self, Self::Empty | Self::Twoskip | Self::Skiplist | Self::QuotaLegacy | Self::Flat)
+    }
+}
+
 /// One kind of file.
 pub struct Backend {
     pub kind: Kind,
