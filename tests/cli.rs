@@ -3,6 +3,8 @@
 
 #[path = "cli/damage.rs"]
 mod damage;
+#[path = "cli/help.rs"]
+mod help;
 #[path = "cli/trouble.rs"]
 mod trouble;
 

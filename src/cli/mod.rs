@@ -1,27 +1,14 @@
-//! The command line: one file per subcommand, exit codes in one table.
-//!
-//! | code | meaning |
-//! |---|---|
-//! | 0 | done; for `verify`, `scan` and `demo`: both sides are equal |
-//! | 1 | something differs, or items could not be replicated (each is named); for `status`: a warning |
-//! | 2 | `status`: critical |
-//! | 3 | no daemon runs that could be asked |
-//! | 64 | wrong usage |
-//! | 65 | a file is damaged or of a kind that cannot be read |
-//! | 66 | the source cannot be read |
-//! | 69 | the replica cannot be reached |
-//! | 74 | our own state cannot be read or written |
-//! | 75 | interrupted before the work was done |
-//! | 77 | the replica refuses us (login, rights, wrong kind of server) |
-//! | 78 | the configuration is faulty |
+//! The command line: one file per subcommand; exit codes in one table (`exit`).
 
 mod check;
 mod control;
 mod demo;
 mod doctor;
 mod events;
+mod exit;
 pub mod inspect;
 mod log;
+mod man;
 mod push;
 mod run;
 mod scan;
@@ -31,6 +18,8 @@ mod state;
 mod synclog;
 mod verify;
 
+pub use exit::Exit;
+
 use crate::engine::Word;
 use clap::{Args, Parser, Subcommand};
 use std::path::PathBuf;
@@ -38,7 +27,7 @@ use std::process::ExitCode;
 
 /// Replicates Cyrus IMAP mail stores by watching the files of an unmodified server.
 #[derive(Debug, Parser)]
-#[command(name = "spooltap", version, about, max_term_width = 100)]
+#[command(name = "spooltap", version, about, max_term_width = 100, after_help = exit::help())]
 pub struct Cli {
     #[command(flatten)]
     common: Common,
@@ -134,23 +123,10 @@ enum Command {
     Allow(control::AllowArgs),
     /// Replays a recorded store with the watcher on, into an archive, and compares it with what IMAP showed
     Demo(demo::DemoArgs),
-}
-
-/// Exit codes; the table is in the module's page.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Exit {
-    Ok = 0,
-    Differs = 1,
-    Critical = 2,
-    NoDaemon = 3,
-    Usage = 64,
-    Data = 65,
-    Source = 66,
-    Replica = 69,
-    State = 74,
-    Interrupted = 75,
-    Refused = 77,
-    Config = 78,
+    /// Writes the manual pages into a directory
+    Man(man::ManArgs),
+    /// Prints completions for a shell: spooltap completions bash > /etc/bash_completion.d/spooltap
+    Completions(man::CompletionsArgs),
 }
 
 /// An error with the exit code that tells its kind.
@@ -187,7 +163,7 @@ pub fn run() -> ExitCode {
         Ok(cli) => cli,
         Err(error) => {
             let _ = error.print();
-            return ExitCode::from(if error.use_stderr() { 64 } else { 0 });
+            return ExitCode::from(if error.use_stderr() { Exit::Usage as u8 } else { 0 });
         }
     };
     start_log(&cli);
@@ -225,6 +201,8 @@ fn dispatch(cli: Cli) -> Outcome {
         Command::Skip(args) => control::order(common, &args, Word::Skip),
         Command::Allow(args) => control::allow(common, &args),
         Command::Demo(args) => demo::demo(common, &args),
+        Command::Man(args) => man::man(&args),
+        Command::Completions(args) => man::completions(&args),
     }
 }
 
