@@ -17,7 +17,7 @@ impl Pusher<'_> {
         }
         for view in self.session.view_mailboxes(&unknown)? {
             let id = view.head.uniqueid.clone();
-            match self.source.by_id(&id).is_some() || self.shared.state.mailbox(&id).is_some() {
+            match self.source.by_id(&id).is_some() || self.shared.state.is_ours(&id) {
                 true => self.put_view(&id, view, None),
                 false => self.shared.names().set_stray(&id, &view.head.name, view.head.last_uid),
             }

@@ -248,9 +248,8 @@ impl<'a> Pusher<'a> {
             view.mailboxes.iter().map(|view| (view.head.name.clone(), view.head.uniqueid.clone())).collect();
         for mailbox in view.mailboxes {
             let (id, name) = (mailbox.head.uniqueid.clone(), mailbox.head.name.clone());
-            let ours = self.source.by_id(&id).is_some()
-                || self.source.is_tombstone(&id)
-                || self.shared.state.mailbox(&id).is_some();
+            let ours =
+                self.source.by_id(&id).is_some() || self.source.is_tombstone(&id) || self.shared.state.is_ours(&id);
             if ours {
                 self.put_view(&id, mailbox, None);
             } else {
@@ -307,6 +306,9 @@ impl<'a> Pusher<'a> {
                 self.settle(job, id, &mut HashSet::new())?;
                 let Some(entry) = self.source.by_id(id).cloned() else { return Ok(()) };
                 let new = self.shared.names().name(id).is_none();
+                if new && !self.shared.dry_run {
+                    self.shared.state.begin_mailbox(id);
+                }
                 self.content(job, &entry, seen_at)?;
                 if new {
                     self.look_above(&entry.name)?;

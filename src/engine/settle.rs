@@ -259,7 +259,7 @@ impl Pusher<'_> {
         }
         for view in views {
             let other = view.head.uniqueid.clone();
-            if other == *id || self.source.by_id(&other).is_some() || self.shared.state.mailbox(&other).is_some() {
+            if other == *id || self.source.by_id(&other).is_some() || self.shared.state.is_ours(&other) {
                 self.put_view(&other, view, None);
             } else {
                 self.shared.names().set_stray(&other, &view.head.name, view.head.last_uid);

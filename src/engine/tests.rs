@@ -238,9 +238,8 @@ fn a_subscription_does_not_come_before_the_inbox() {
     assert_eq!(rig.target.held.lock().expect("lock").metas.get(&UserId::new("a")), Some(&meta));
 }
 
-#[test]
-fn what_only_the_replica_has_is_left_alone() {
-    let rig = Rig::new();
+/// The replica has `user.a.kept`, with mail, of which the source knows nothing.
+fn hold_a_stray(rig: &Rig) {
     let mut other = Content::default();
     make(&mut other, "i", "user.a", 1);
     make(&mut other, "stray", "user.a.kept", 2);
@@ -251,6 +250,25 @@ fn what_only_the_replica_has_is_left_alone() {
         (view.crc_basic, view.crc_annot) = (Some(crcs.basic), Some(crcs.annot));
         rig.target.held.lock().expect("lock").mailboxes.insert(mailbox.head.name.clone(), view);
     }
+}
+
+#[test]
+fn what_was_begun_before_a_death_is_not_in_the_way_after_it() {
+    let rig = Rig::new();
+    hold_a_stray(&rig);
+    rig.state.as_ref().expect("is open").replica("fake").begin_mailbox(&"stray".into());
+    rig.store.change(|content| {
+        make(content, "i", "user.a", 3);
+        make(content, "mine", "user.a.kept", 1);
+    });
+    rig.sync();
+    rig.assert_equal();
+}
+
+#[test]
+fn what_only_the_replica_has_is_left_alone() {
+    let rig = Rig::new();
+    hold_a_stray(&rig);
     rig.store.change(|content| make(content, "i", "user.a", 3));
     rig.sync();
     assert_eq!(rig.differences().len(), 1, "{:?}", rig.differences());

@@ -3,9 +3,11 @@
 //! with the file (another store's, an older format, damage) leads to a fresh one, never to a conclusion.
 //!
 //! One redb database, `state.redb`. Writes are visible to readers at once (an overlay in memory) and durable within a
-//! quarter of a second or at `flush`. A receipt that was lost by a crash only makes its mailbox be compared again.
+//! quarter of a second or at `flush`. A receipt that was lost by a crash only makes its mailbox be compared again;
+//! that the mailbox is ours stands in `begun`, written before anything is sent.
 
 mod inspect;
+mod intents;
 mod receipt;
 mod store;
 

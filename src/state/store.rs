@@ -1,5 +1,6 @@
 //! The database behind the receipts.
 
+use super::intents::Intents;
 use super::{MailboxReceipt, UserReceipt};
 use crate::model::{Annotation, MboxName, Memory, QuotaLimits, QuotaRoot, UniqueId, UserId};
 use redb::{Database, DatabaseError, ReadableDatabase, ReadableTable, TableDefinition};
@@ -55,6 +56,7 @@ struct Buffer {
 struct Inner {
     db: Database,
     path: PathBuf,
+    begun: Intents,
     buffer: Mutex<Buffer>,
     wake: Condvar,
 }
@@ -79,6 +81,7 @@ impl State {
         let path = dir.join("state.redb");
         let io = |cause: String| StateError::Io { path: path.clone(), cause };
         std::fs::create_dir_all(dir).map_err(|error| io(error.to_string()))?;
+        let mut fresh = !path.exists();
         let db = match open_database(&path, store_identity) {
             Ok(db) => db,
             Err(Unusable::Busy) => return Err(StateError::Busy { path }),
@@ -87,10 +90,15 @@ impl State {
                 let aside = path.with_extension("redb.aside");
                 warn!(path = %path.display(), reason, aside = %aside.display(), "state is not used, everything is compared anew");
                 std::fs::rename(&path, &aside).map_err(|error| io(error.to_string()))?;
+                fresh = true;
                 open_database(&path, store_identity).map_err(|_| io("a fresh database cannot be made".into()))?
             }
         };
-        let inner = Arc::new(Inner { db, path, buffer: Mutex::default(), wake: Condvar::new() });
+        let begun = Intents::open(&dir.join("begun"));
+        if fresh {
+            begun.clear();
+        }
+        let inner = Arc::new(Inner { db, path, begun, buffer: Mutex::default(), wake: Condvar::new() });
         let own = inner.clone();
         let writer = std::thread::Builder::new().name("state".into()).spawn(move || own.write_behind()).ok();
         Ok(Self { inner, writer })
@@ -149,10 +157,11 @@ impl Drop for State {
         if let Some(writer) = self.writer.take() {
             let _ = writer.join();
         }
-        if self.inner.lock().overlay.is_empty()
-            && let Err(error) = set_closed(&self.inner.db, true)
-        {
-            warn!(path = %self.inner.path.display(), %error, "state cannot be closed, the replica is looked at anew next time");
+        if self.inner.lock().overlay.is_empty() {
+            self.inner.begun.clear();
+            if let Err(error) = set_closed(&self.inner.db, true) {
+                warn!(path = %self.inner.path.display(), %error, "state cannot be closed, the replica is looked at anew next time");
+            }
         }
     }
 }
@@ -414,6 +423,16 @@ impl ReplicaState {
         self.write(Kind::Mailbox, id.as_bytes(), receipt);
     }
 
+    /// Said before a mailbox is made on the replica; known at once to whoever comes after us.
+    pub fn begin_mailbox(&self, id: &UniqueId) {
+        self.inner.begun.add(&self.key(Kind::Mailbox, id.as_bytes()));
+    }
+
+    /// We have a receipt of it, or had begun to bring it there.
+    pub fn is_ours(&self, id: &UniqueId) -> bool {
+        self.inner.begun.has(&self.key(Kind::Mailbox, id.as_bytes())) || self.mailbox(id).is_some()
+    }
+
     pub fn remove_mailbox(&self, id: &UniqueId) {
         self.remove(Kind::Mailbox, id.as_bytes());
     }
@@ -550,6 +569,27 @@ mod tests {
         assert_eq!(primed(dir.path()), (true, true));
         assert_eq!(primed(dir.path()), (true, true));
         assert_eq!(primed(killed.path()), (false, true));
+    }
+
+    #[test]
+    fn what_was_begun_is_known_after_a_death_and_forgotten_after_a_good_end() {
+        let (dir, killed) = (tempfile::tempdir().expect("directory"), tempfile::tempdir().expect("directory"));
+        let ours = |dir: &Path, store: &str| {
+            let state = State::open(dir, store).expect("opens");
+            (state.replica("r").is_ours(&"a".into()), state.replica("other").is_ours(&"a".into()))
+        };
+        let state = State::open(dir.path(), "one").expect("opens");
+        state.replica("r").begin_mailbox(&"a".into());
+        for file in ["state.redb", "begun"] {
+            std::fs::copy(dir.path().join(file), killed.path().join(file)).expect("copies");
+        }
+        drop(state);
+        assert_eq!(ours(dir.path(), "one"), (false, false));
+        let begun = std::fs::read(killed.path().join("begun")).expect("reads");
+        assert_eq!(ours(killed.path(), "one"), (true, false));
+        // Another store's mailboxes are none of ours.
+        std::fs::write(killed.path().join("begun"), begun).expect("writes");
+        assert_eq!(ours(killed.path(), "two"), (false, false));
     }
 
     #[test]
