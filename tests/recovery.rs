@@ -70,8 +70,8 @@ impl Scene {
     /// Both sides show the same.
     fn check(&self, spooltap: &Spooltap, since: Instant) -> anyhow::Result<()> {
         let found = differences(&self.source, &self.replica, since, LIMIT)?;
-        let log = spooltap.log_end(40);
-        anyhow::ensure!(found.is_empty(), "{} differences:\n{}\nspooltap said\n{log}", found.len(), found.join("\n"));
+        let (found, status, log) = (found.join("\n"), spooltap.status(), spooltap.log_end(40));
+        anyhow::ensure!(found.is_empty(), "differences:\n{found}\nspooltap is at {status} and said\n{log}");
         Ok(())
     }
 
