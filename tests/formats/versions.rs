@@ -314,3 +314,22 @@ fn a_mailbox_of_a_real_server() {
     assert_eq!(record.guid.to_string(), "8238e8b5867a9bbf70eee998b1cb93b3d4900933");
     assert_eq!((record.cid, record.createdmodseq.0), (0x13cb_3154_8d13_90ad, 7));
 }
+
+#[test]
+fn the_page_about_formats_names_every_version_as_it_is_read() {
+    let page = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/formats.md");
+    let page = std::fs::read_to_string(page).expect("is there");
+    let told: Vec<[u32; 4]> = page
+        .lines()
+        .filter_map(|line| {
+            let cells: Vec<&str> = line.strip_prefix("| ")?.split('|').map(str::trim).collect();
+            let [minor, _, header, record, crc, ..] = cells.as_slice() else { return None };
+            Some([minor.parse().ok()?, header.parse().ok()?, record.parse().ok()?, u32::from(*crc == "yes")])
+        })
+        .collect();
+    let read: Vec<[u32; 4]> = index::LAYOUTS
+        .iter()
+        .map(|l| [l.minor_version, l.header_bytes() as u32, l.record_bytes() as u32, u32::from(l.has_crc())])
+        .collect();
+    assert_eq!(told, read);
+}
