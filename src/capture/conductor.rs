@@ -19,9 +19,7 @@ use std::time::{Duration, Instant};
 const REST: Duration = Duration::from_secs(1);
 /// How often it is looked whether an area lies on another file system now.
 const LOOK: Duration = Duration::from_secs(10);
-/// A better source is tried again after this long, then after twice as long, and so on …
-const COME_BACK: Duration = Duration::from_secs(30);
-/// … up to this.
+/// A better source is tried again after `Settings::come_back`, then after twice as long, and so on, up to this.
 const COME_BACK_MOST: Duration = Duration::from_secs(1800);
 
 /// A source at work.
@@ -108,6 +106,7 @@ pub fn start(
     let cookies = cookies.map(Arc::new);
     let ground = Ground::new(roots, &settings, cookies.clone());
     let board = Arc::new(Board::default());
+    let pause = settings.come_back;
     let (ring, rung) = (words.clone(), board.clone());
     let mut conductor = Conductor {
         ground,
@@ -126,7 +125,7 @@ pub fn start(
         next_id: 0,
         vacancies: Vec::new(),
         better_at: None,
-        pause: COME_BACK,
+        pause,
     };
     conductor.begin()?;
     let thread = std::thread::Builder::new().name("capture".to_owned()).spawn(move || conductor.run());
@@ -198,6 +197,8 @@ impl Conductor {
             whys.dedup();
             if let Err((error, areas)) = self.post(kind, fit, &whys.join(", "), gap_since, false) {
                 refused.push(format!("not {}: {error}", kind.name));
+                // Whoever takes its place does so until it works again.
+                self.better_at.get_or_insert(Instant::now() + self.pause);
                 left.extend(areas);
                 last = Some(error);
             }
@@ -412,7 +413,7 @@ impl Conductor {
                     // It may have failed at once; then it is told, and this post stays.
                     if new.control.is_serving() {
                         better = true;
-                        self.pause = COME_BACK;
+                        self.pause = self.settings.come_back;
                         self.board.restarts.fetch_add(1, Relaxed);
                         post.control.stop();
                         self.take_off(post.id);

@@ -20,6 +20,7 @@ use nix::errno::Errno;
 use nix::sys::fanotify::{EventFFlags, Fanotify, InitFlags, MarkFlags, MaskFlags};
 use nix::unistd::read;
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
@@ -74,6 +75,8 @@ struct FanotifySource {
     /// Events happened in a directory that cannot be found any more: since when, and when that was told last.
     unknown: Option<Instant>,
     told_at: Option<Instant>,
+    /// Cookies that were read, and when.
+    proofs: VecDeque<(OsString, Instant)>,
     buffer: Vec<u8>,
     mounts: Mounts,
 }
@@ -156,6 +159,7 @@ pub(super) fn open(ground: &Ground) -> Result<Box<dyn Source>, CaptureError> {
         orphans: VecDeque::new(),
         unknown: None,
         told_at: None,
+        proofs: VecDeque::new(),
         buffer: vec![0; BUFFER_BYTES],
         mounts: Mounts::new(),
     }))
@@ -213,6 +217,17 @@ impl Source for FanotifySource {
 }
 
 impl FanotifySource {
+    /// Hands on cookies that nothing older waits for.
+    fn prove(&mut self, feed: &mut Feed) {
+        let orphan = self.orphans.iter().map(|(_, since)| *since).min();
+        let open = [orphan, self.unknown].into_iter().flatten().min();
+        while self.proofs.front().is_some_and(|(_, at)| open.is_none_or(|open| open > *at)) {
+            if let Some((name, _)) = self.proofs.pop_front() {
+                feed.cookie(&name);
+            }
+        }
+    }
+
     /// A mark on the directory alone: it may be on another file system than the store.
     fn mark_cookies(&self, dir: &Path) -> Result<Object, Errno> {
         let mask = MaskFlags::from_bits_retain(CREATE);
@@ -352,6 +367,7 @@ impl FanotifySource {
         if self.orphans.is_empty() && self.backlog.is_empty() {
             self.graves.clear();
         }
+        self.prove(feed);
         Ok(())
     }
 
@@ -368,7 +384,9 @@ impl FanotifySource {
         let Some(place) = &event.place else { return Ok(()) };
         if self.cookies.as_ref() == Some(&place.dir) {
             if event.is(CREATE) {
-                feed.cookie(place.name().as_os_str());
+                // What is older and not found yet comes first.
+                self.proofs.push_back((place.name().as_os_str().to_owned(), seen_at));
+                self.prove(feed);
             }
             return Ok(());
         }

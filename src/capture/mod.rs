@@ -118,6 +118,8 @@ pub struct Settings {
     pub poll_every: Duration,
     /// How often `scan` asks for a comparison.
     pub scan_every: Duration,
+    /// A better source is tried again after this long, then after twice as long, and so on.
+    pub come_back: Duration,
     /// The log that `synclog` consumes, or why there is none.
     pub sync_log: Result<PathBuf, String>,
     /// A directory of ours, made when it is missing, in which `CaptureHandle::prove` makes files.
@@ -134,6 +136,7 @@ impl Default for Settings {
             source: AUTO.to_owned(),
             poll_every: Duration::from_secs(1),
             scan_every: Duration::from_secs(60),
+            come_back: Duration::from_secs(30),
             sync_log: Err("no sync_log is named".to_owned()),
             cookies: None,
             tap: None,
@@ -143,13 +146,14 @@ impl Default for Settings {
 
 impl fmt::Debug for Settings {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { quiet, most, source, poll_every, scan_every, sync_log, cookies, tap } = self;
+        let Self { quiet, most, source, poll_every, scan_every, come_back, sync_log, cookies, tap } = self;
         f.debug_struct("Settings")
             .field("quiet", quiet)
             .field("most", most)
             .field("source", source)
             .field("poll_every", poll_every)
             .field("scan_every", scan_every)
+            .field("come_back", come_back)
             .field("sync_log", sync_log)
             .field("cookies", cookies)
             .field("tap", &tap.is_some())

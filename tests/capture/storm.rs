@@ -174,15 +174,20 @@ fn no_storm_hides_a_change() {
     let script = format!(
         "echo {WATCHES} > /proc/sys/user/max_inotify_watches && exec \"$0\" --exact capture::storm::no_storm_hides_a_change --nocapture"
     );
+    in_own_user_namespace(&script, INNER);
+}
+
+/// Runs this script with the test program as `$0`, as root of a user namespace of its own, with `inner` set.
+pub fn in_own_user_namespace(script: &str, inner: &str) {
     let allowed = Command::new("unshare").args(["-Urm", "true"]).output();
     if !allowed.is_ok_and(|output| output.status.success()) {
         println!("skipped: `unshare -Urm` is not possible here");
         return;
     }
     let me = std::env::current_exe().expect("a path");
-    let output =
-        Command::new("unshare").args(["-Urm", "sh", "-ec", &script]).arg(me).env(INNER, "1").output().expect("runs");
+    let output = Command::new("unshare").args(["-Urm", "sh", "-ec", script]).arg(me).env(inner, "1").output();
+    let output = output.expect("runs");
     let text = [output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).concat();
-    assert!(output.status.success(), "{text}");
+    assert!(output.status.success() && text.contains("1 passed"), "{text}");
     print!("{text}");
 }
