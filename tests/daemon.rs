@@ -6,6 +6,8 @@ mod fuses;
 mod login;
 #[path = "daemon/several.rs"]
 mod several;
+#[path = "daemon/tls.rs"]
+mod tls;
 
 use super::util::{CyrusServer, Options, Spooltap, cyrus, eventually};
 use nix::sys::signal::{Signal, kill};

@@ -51,12 +51,38 @@ pub enum ClearText {
     Never,
 }
 
+/// When a connection is put under TLS.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum TlsMode {
+    /// Off loopback, always; on loopback never.
+    #[default]
+    Auto,
+    Require,
+    Never,
+}
+
+/// Whom we believe under TLS, and who we say we are.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Tls {
+    pub mode: TlsMode,
+    /// CAs instead of the system's.
+    pub ca_file: Option<PathBuf>,
+    /// SHA-256 of the one certificate that is believed; neither its name nor its issuer counts then.
+    pub pin_sha256: Option<[u8; 32]>,
+    /// Our own, with its key.
+    pub certificate: Option<PathBuf>,
+    pub key: Option<PathBuf>,
+    /// The name in the server's certificate, if it is not the host's.
+    pub server_name: Option<String>,
+}
+
 /// How we may log in.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Access {
     pub clear_text: ClearText,
     /// SASL mechanisms that may be used; empty: all.
     pub mechanisms: Vec<String>,
+    pub tls: Tls,
 }
 
 /// One replica with everything needed to reach it.
@@ -207,6 +233,34 @@ impl Config {
                 ClearText::Auto
             }
         };
+        let mode = match raw.tls.mode.as_deref() {
+            None | Some("auto") => TlsMode::Auto,
+            Some("require") => TlsMode::Require,
+            Some("never") => TlsMode::Never,
+            Some(other) => {
+                fault("tls.mode", format!("unknown value {other}"), "use auto, require or never");
+                TlsMode::Auto
+            }
+        };
+        let pin_sha256 = raw.tls.pin_sha256.as_deref().and_then(|text| {
+            let pin = fingerprint(text);
+            if pin.is_none() {
+                fault("tls.pin_sha256", "is no SHA-256".into(), "write what `openssl x509 -fingerprint -sha256` says");
+            }
+            pin
+        });
+        if raw.tls.certificate.is_some() != raw.tls.key.is_some() {
+            fault("tls.certificate", "needs a key, and a key a certificate".into(), "name both");
+        }
+        let tls = Tls {
+            mode,
+            ca_file: raw.tls.ca_file.clone(),
+            pin_sha256,
+            certificate: raw.tls.certificate.clone(),
+            key: raw.tls.key.clone(),
+            server_name: raw.tls.server_name.clone(),
+        };
+        let has_certificate = tls.certificate.is_some();
         let metrics_listen = raw.metrics_listen.as_deref().and_then(|text| match text.parse::<SocketAddr>() {
             Ok(address) if address.ip().is_loopback() => Some(address),
             Ok(_) => {
@@ -268,7 +322,7 @@ impl Config {
                         );
                     } else if user.is_empty() || host.is_empty() {
                         fault("replica", format!("{url} names no user or host"), "write csync://USER@HOST:PORT");
-                    } else if password.is_none() {
+                    } else if password.is_none() && !has_certificate {
                         fault(
                             "password",
                             format!("no password for {url}"),
@@ -297,7 +351,7 @@ impl Config {
                 password: password.clone().filter(|_| url.starts_with("csync://")),
                 url,
                 realm: realm.clone(),
-                access: Access { clear_text, mechanisms: raw.mechanisms.clone() },
+                access: Access { clear_text, mechanisms: raw.mechanisms.clone(), tls: tls.clone() },
                 compress,
                 timeout: Duration::from_secs(timeout),
                 partitions: raw.partition.clone(),
@@ -325,6 +379,14 @@ impl Config {
             metrics_file: raw.metrics_file.clone(),
         })
     }
+}
+
+/// 64 hex digits, with or without colons.
+fn fingerprint(text: &str) -> Option<[u8; 32]> {
+    let digits: Vec<u8> =
+        text.chars().filter(|c| *c != ':').map(|c| c.to_digit(16).map(|digit| digit as u8)).collect::<Option<_>>()?;
+    let bytes: Vec<u8> = digits.chunks(2).map(|pair| pair.iter().fold(0, |sum, digit| sum << 4 | digit)).collect();
+    if digits.len() == 64 { bytes.try_into().ok() } else { None }
 }
 
 /// Cyrus's switch words.

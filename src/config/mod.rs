@@ -7,6 +7,7 @@ mod routes;
 
 pub use checked::{
     Access, ClearText, Compress, Config, ConfigFault, ConfigFaults, Credentials, DEFAULT_STATE, ReplicaConfig, Secret,
+    Tls, TlsMode,
 };
 pub use raw::Raw;
 pub use routes::Routes;

@@ -56,12 +56,32 @@ pub struct Raw {
     pub metrics_listen: Option<String>,
     /// File for the text-file collector of node_exporter. Default: none.
     pub metrics_file: Option<PathBuf>,
+    /// Privacy of csync connections.
+    #[serde(default)]
+    pub tls: RawTls,
     /// Which users go to which replica. Default: all to all.
     #[serde(default)]
     pub route: Vec<RawRoute>,
     /// Partition of the source → partition of the replica, where the names differ.
     #[serde(default)]
     pub partition: BTreeMap<String, String>,
+}
+
+/// `[tls]`; every key may be left out.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RawTls {
+    /// `auto` (off loopback always, on loopback never), `require`, `never`. Default `auto`.
+    pub mode: Option<String>,
+    /// PEM file with the CAs to be believed. Default: the system's.
+    pub ca_file: Option<PathBuf>,
+    /// SHA-256 of the only certificate to be believed, in hex.
+    pub pin_sha256: Option<String>,
+    /// Our certificate and its key, PEM, for SASL EXTERNAL.
+    pub certificate: Option<PathBuf>,
+    pub key: Option<PathBuf>,
+    /// Name in the server's certificate. Default: the host of the URL.
+    pub server_name: Option<String>,
 }
 
 /// One rule; the first that fits a user decides.

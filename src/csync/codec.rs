@@ -56,6 +56,11 @@ impl Splitter {
         self.buffer.extend_from_slice(bytes);
     }
 
+    /// Nothing is left that was not given out.
+    pub fn is_empty(&self) -> bool {
+        self.start == self.buffer.len()
+    }
+
     /// The next whole answer without its line end; `None` when more bytes are needed.
     pub fn next_answer(&mut self) -> Result<Option<Vec<u8>>, CodecError> {
         loop {

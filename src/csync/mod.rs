@@ -21,6 +21,7 @@ pub mod intake;
 pub mod reply;
 pub mod request;
 pub mod sasl;
+pub mod tls;
 pub mod transport;
 
 #[cfg(test)]

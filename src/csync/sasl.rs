@@ -39,6 +39,8 @@ pub struct Terms<'a> {
     pub clear: bool,
     /// We have shown a certificate.
     pub certificate: bool,
+    /// There is a password.
+    pub password: bool,
     /// Only these, by name; empty: all.
     pub only: &'a [String],
     /// From a good source of chance, used once.
@@ -90,12 +92,12 @@ impl Login {
         let common = || KNOWN.iter().filter(|(name, _)| is_offered(name) && is_wanted(name));
         let usable = |kind: Kind| match kind {
             Kind::External => terms.certificate,
-            Kind::Clear => terms.clear,
-            Kind::Scram | Kind::Digest | Kind::Cram => true,
+            Kind::Clear => terms.password && terms.clear,
+            Kind::Scram | Kind::Digest | Kind::Cram => terms.password,
         };
         let shown = || if offered.is_empty() { "no mechanism".into() } else { offered.join(" ") };
         let Some((mechanism, kind)) = common().find(|(_, kind)| usable(*kind)).copied() else {
-            if common().any(|(_, kind)| *kind == Kind::Clear) {
+            if terms.password && common().any(|(_, kind)| *kind == Kind::Clear) {
                 return Err(SaslError::ClearText { offered: shown() });
             }
             let known: Vec<&str> = KNOWN.iter().map(|(name, _)| *name).filter(|name| is_wanted(name)).collect();
@@ -196,7 +198,7 @@ mod tests {
         Identity { user: "repl", password: "secret", realm: None, service: "csync", host: "r.test" };
 
     fn terms(clear: bool) -> Terms<'static> {
-        Terms { clear, certificate: false, only: &[], nonce: [7; 16] }
+        Terms { clear, certificate: false, password: true, only: &[], nonce: [7; 16] }
     }
 
     fn start(offered: &str, terms: &Terms<'_>) -> Result<Login, SaslError> {

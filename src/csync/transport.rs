@@ -2,6 +2,8 @@
 //! stream and the compression.
 
 use super::codec::Splitter;
+use super::tls::{TlsError, TlsStream};
+use crate::config::Tls;
 use flate2::{Compress, Compression, Decompress, FlushCompress, FlushDecompress, Status};
 use std::io::{self, Read, Write};
 use std::net::{TcpStream, ToSocketAddrs};
@@ -12,7 +14,25 @@ use std::time::Duration;
 enum Stream {
     Tcp(TcpStream),
     Unix(UnixStream),
+    Tls(Box<TlsStream>),
+    /// Its handshake failed.
+    Gone,
 }
+
+impl Stream {
+    fn io(&mut self) -> io::Result<&mut dyn ReadWrite> {
+        match self {
+            Self::Tcp(stream) => Ok(stream),
+            Self::Unix(stream) => Ok(stream),
+            Self::Tls(stream) => Ok(&mut **stream),
+            Self::Gone => Err(io::Error::new(io::ErrorKind::NotConnected, "there is no connection")),
+        }
+    }
+}
+
+trait ReadWrite: Read + Write {}
+
+impl<T: Read + Write> ReadWrite for T {}
 
 /// Longest wait for a connection.
 const CONNECT: Duration = Duration::from_secs(10);
@@ -71,7 +91,32 @@ impl Transport {
         match &self.stream {
             Stream::Tcp(stream) => stream.set_read_timeout(Some(timeout)),
             Stream::Unix(stream) => stream.set_read_timeout(Some(timeout)),
+            Stream::Tls(stream) => stream.sock.set_read_timeout(Some(timeout)),
+            Stream::Gone => Ok(()),
         }
+    }
+
+    /// Everything from here on is under TLS; on an error the connection is gone. What the server sent before it knew of
+    /// TLS must not be taken for what it says under it: there is to be none.
+    pub fn start_tls(&mut self, host: &str, tls: &Tls) -> Result<(), TlsError> {
+        if !self.splitter.is_empty() {
+            return Err(TlsError::Protocol("the server went on talking after it had agreed to TLS".into()));
+        }
+        match std::mem::replace(&mut self.stream, Stream::Gone) {
+            Stream::Tcp(stream) => {
+                self.stream = Stream::Tls(Box::new(super::tls::connect(stream, host, tls)?));
+                Ok(())
+            }
+            other => {
+                self.stream = other;
+                Ok(())
+            }
+        }
+    }
+
+    /// Nobody on the way can read along.
+    pub fn is_private(&self) -> bool {
+        self.loopback || matches!(self.stream, Stream::Tls(_))
     }
 
     /// Everything from here on, both ways, is one raw DEFLATE stream per direction.
@@ -81,10 +126,9 @@ impl Transport {
 
     fn raw_write(&mut self, bytes: &[u8]) -> io::Result<()> {
         self.sent = self.sent.saturating_add(bytes.len() as u64);
-        match &mut self.stream {
-            Stream::Tcp(stream) => stream.write_all(bytes),
-            Stream::Unix(stream) => stream.write_all(bytes),
-        }
+        let io = self.stream.io()?;
+        io.write_all(bytes)?;
+        io.flush()
     }
 
     /// Sends bytes; `last` ends a request, so everything up to here must reach the peer now.
@@ -115,11 +159,7 @@ impl Transport {
             if let Some(answer) = answer {
                 return Ok(answer);
             }
-            let count = match &mut self.stream {
-                Stream::Tcp(stream) => stream.read(&mut self.scratch),
-                Stream::Unix(stream) => stream.read(&mut self.scratch),
-            };
-            let count = match count {
+            let count = match self.stream.io()?.read(&mut self.scratch) {
                 Ok(0) => return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the server closed the connection")),
                 Ok(count) => count,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,

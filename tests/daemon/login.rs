@@ -4,14 +4,14 @@ use crate::util::{CyrusServer, Options, Spooltap, cyrus, store};
 use std::fs;
 use std::process::Output;
 
-struct Lab {
+pub(super) struct Lab {
     conf: std::path::PathBuf,
     _store: crate::util::Store,
     dir: tempfile::TempDir,
 }
 
 impl Lab {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         let store = store("3.6.1-d");
         Self { conf: store.conf.clone(), _store: store, dir: tempfile::tempdir().expect("directory") }
     }
@@ -29,7 +29,7 @@ impl Lab {
     }
 
     #[track_caller]
-    fn check(&self, url: &str, toml: &str, password: &str, code: i32, says: &str) {
+    pub(super) fn check(&self, url: &str, toml: &str, password: &str, code: i32, says: &str) {
         let (found, text) = self.push(url, toml, password);
         assert!(found == code && text.contains(says), "{url} {toml}: {found} instead of {code}, {says}: {text}");
         assert!(!text.contains(password), "a password is shown: {text}");

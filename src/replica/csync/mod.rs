@@ -10,10 +10,11 @@ mod tests;
 mod update;
 mod url;
 
-use crate::config::{Access, ClearText, Compress, ReplicaConfig, Secret};
+use crate::config::{Access, ClearText, Compress, ReplicaConfig, Secret, TlsMode};
 use crate::csync::command::{self, Untagged};
 use crate::csync::dialect::generation_of;
 use crate::csync::sasl::{Identity, Login, Terms};
+use crate::csync::tls::TlsError;
 use crate::csync::transport::Transport;
 use crate::csync::{Dialect, Generation};
 use crate::model::{Capabilities, MboxName, Partition, Replica, ReplicaError, ReplicaTarget, UserId};
@@ -101,7 +102,12 @@ impl CsyncTarget {
             dead: false,
         };
         session.transport.timeout(GREETING).map_err(|error| self.lost(&error))?;
-        let greeting = session.greeting()?;
+        let mut greeting = session.greeting()?;
+        if let Address::Tcp { host, .. } = &self.address
+            && self.wants_tls(&session)
+        {
+            greeting = self.start_tls(&mut session, &greeting, host)?;
+        }
         if let Address::Tcp { user, host, .. } = &self.address {
             self.login(&mut session, &greeting, user, host)?;
         }
@@ -139,22 +145,48 @@ impl CsyncTarget {
         Ok(session)
     }
 
+    fn wants_tls(&self, session: &Session) -> bool {
+        match self.access.tls.mode {
+            TlsMode::Require => true,
+            TlsMode::Never => false,
+            TlsMode::Auto => !session.transport.loopback,
+        }
+    }
+
+    /// STARTTLS; the server greets anew under it, and only that greeting counts.
+    fn start_tls(&self, session: &mut Session, greeting: &Greeting, host: &str) -> Result<Greeting, ReplicaError> {
+        if !greeting.starttls {
+            return Err(fatal(format!(
+                "{}: the server does not offer STARTTLS, or somebody on the way hides it: give it a certificate \
+                 (tls_server_cert, tls_server_key), or set mode = \"never\" in [tls]",
+                self.url
+            )));
+        }
+        session.line(b"STARTTLS\r\n")?;
+        session.transport.start_tls(host, &self.access.tls).map_err(|error| match error {
+            TlsError::Io(error) => self.lost(&error),
+            error => fatal(format!("{}: {error}", self.url)),
+        })?;
+        session.greeting()
+    }
+
     fn login(&self, session: &mut Session, greeting: &Greeting, user: &str, host: &str) -> Result<(), ReplicaError> {
-        let password = self.password.as_ref().ok_or_else(|| fatal(format!("{}: no password is known", self.url)))?;
+        let password = self.password.as_ref().map_or("", |password| password.expose());
         let mut nonce = [0; 16];
         getrandom::fill(&mut nonce).map_err(|error| fatal(format!("no random numbers: {error}")))?;
         let terms = Terms {
             clear: match self.access.clear_text {
                 ClearText::Always => true,
                 ClearText::Never => false,
-                ClearText::Auto => session.transport.loopback,
+                ClearText::Auto => session.transport.is_private(),
             },
-            certificate: false,
+            certificate: self.access.tls.certificate.is_some(),
+            password: self.password.is_some(),
             only: &self.access.mechanisms,
             nonce,
         };
         let realm = self.realm.as_deref();
-        let who = Identity { user, password: password.expose(), realm, service: "csync", host };
+        let who = Identity { user, password, realm, service: "csync", host };
         let mut login = Login::start(&greeting.mechanisms, &who, &terms)
             .map_err(|error| fatal(format!("{}: {error}", self.url)))?;
         let mut line = login.command().map_err(|error| fatal(format!("{}: {error}", self.url)))?;

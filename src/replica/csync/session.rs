@@ -16,6 +16,7 @@ use std::time::Duration;
 pub(super) struct Greeting {
     pub(super) mechanisms: Vec<String>,
     pub(super) compress: bool,
+    pub(super) starttls: bool,
     pub(super) sieve_mailbox: bool,
     pub(super) archive: bool,
     pub(super) banner: String,
@@ -98,6 +99,7 @@ impl Session {
             match words.next().map(str::to_ascii_uppercase).as_deref() {
                 Some("SASL") => greeting.mechanisms = words.map(str::to_owned).collect(),
                 Some("COMPRESS") => greeting.compress = words.any(|word| word.eq_ignore_ascii_case("DEFLATE")),
+                Some("STARTTLS") => greeting.starttls = true,
                 Some("SIEVE-MAILBOX") => greeting.sieve_mailbox = true,
                 Some("REPLICATION-ARCHIVE") => greeting.archive = true,
                 Some("OK") if line.contains("sync server") => {

@@ -1,0 +1,89 @@
+//! STARTTLS with a real server: whom we believe, whom we do not, and who we are by certificate.
+
+use super::login::Lab;
+use crate::util::{CyrusServer, Options, cyrus};
+use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, date_time_ymd};
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+/// A CA that signs certificates into a folder.
+struct Ca {
+    issuer: Issuer<'static, KeyPair>,
+    file: PathBuf,
+}
+
+impl Ca {
+    fn new(dir: &Path, name: &str) -> Self {
+        let key = KeyPair::generate().expect("a key");
+        let mut params = CertificateParams::new(Vec::new()).expect("parameters");
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.distinguished_name.push(DnType::CommonName, name);
+        let file = dir.join(format!("{name}.pem"));
+        fs::write(&file, params.self_signed(&key).expect("signs").pem()).expect("writes");
+        Self { issuer: Issuer::new(params, key), file }
+    }
+
+    /// Certificate, key, and the certificate's SHA-256.
+    fn sign(&self, dir: &Path, name: &str, expired: bool) -> (PathBuf, PathBuf, String) {
+        let key = KeyPair::generate().expect("a key");
+        let mut params = CertificateParams::new(vec![name.to_owned()]).expect("parameters");
+        params.distinguished_name.push(DnType::CommonName, name);
+        if expired {
+            (params.not_before, params.not_after) = (date_time_ymd(2020, 1, 1), date_time_ymd(2021, 1, 1));
+        }
+        let signed = params.signed_by(&key, &self.issuer).expect("signs");
+        let paths = ["crt", "key"].map(|kind| dir.join(format!("{name}-{expired}.{kind}")));
+        fs::write(&paths[0], signed.pem()).expect("writes");
+        fs::write(&paths[1], key.serialize_pem()).expect("writes");
+        let digest = <sha2::Sha256 as sha2::Digest>::digest(signed.der());
+        let [certificate, key] = paths;
+        (certificate, key, digest.iter().map(|byte| format!("{byte:02x}")).collect())
+    }
+}
+
+#[test]
+fn a_certificate_is_believed_for_a_reason_or_refused_with_one() {
+    if !cyrus::installed() {
+        return;
+    }
+    let lab = Lab::new();
+    let dir = tempfile::tempdir().expect("directory");
+    fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).expect("permissions");
+    let (ca, other) = (Ca::new(dir.path(), "ca"), Ca::new(dir.path(), "other"));
+    let (certificate, key, pin) = ca.sign(dir.path(), "replica.test", false);
+    let (expired, expired_key, _) = ca.sign(dir.path(), "replica.test", true);
+    let (ours, our_key, _) = ca.sign(dir.path(), "repl", false);
+    let options = Options::new()
+        .set("sasl_mech_list", "PLAIN EXTERNAL")
+        .set("allowplaintext", "no")
+        .set("tls_server_cert", certificate.display())
+        .set("tls_server_key", key.display())
+        .set("tls_client_ca_file", ca.file.display())
+        .set("tls_session_timeout", "0");
+    let mut server = CyrusServer::start(options).expect("starts");
+    let tls = |more: &str| format!("[tls]\nmode = \"require\"\n{more}");
+    let by_ca = tls(&format!("ca_file = {:?}\nserver_name = \"replica.test\"\n", ca.file));
+    let url = server.url();
+    let password = cyrus::PASSWORD;
+    lab.check(&url, &by_ca, password, 0, "");
+    lab.check(&url, &format!("cleartext = \"never\"\n{by_ca}"), password, 77, "sends the password in clear");
+    lab.check(&url, &by_ca, "not-this-one", 77, "refuses the login of repl by PLAIN");
+    lab.check(&url, &tls(&format!("pin_sha256 = {pin:?}\n")), password, 0, "");
+    lab.check(&url, &tls(&format!("pin_sha256 = {:?}\n", pin.replace(['0', '1'], "2"))), password, 77, "pin_sha256");
+    let foreign = tls(&format!("ca_file = {:?}\nserver_name = \"replica.test\"\n", other.file));
+    lab.check(&url, &foreign, password, 77, "nobody we believe has signed it");
+    lab.check(&url, &tls(&format!("ca_file = {:?}\n", ca.file)), password, 77, "it is for another name");
+    // Our own certificate instead of a password.
+    let external = format!("mechanisms = [\"EXTERNAL\"]\n{by_ca}certificate = {ours:?}\nkey = {our_key:?}\n");
+    lab.check(&url, &external, password, 0, "");
+    lab.check(&url, &format!("mechanisms = [\"EXTERNAL\"]\n{by_ca}"), password, 77, "none of it can be used");
+
+    server.set("tls_server_cert", expired.display()).expect("sets");
+    server.set("tls_server_key", expired_key.display()).expect("sets");
+    server.restart().expect("restarts");
+    lab.check(&url, &by_ca, password, 77, "it has expired");
+
+    let bare = CyrusServer::start(Options::new()).expect("starts");
+    lab.check(&bare.url(), &by_ca, password, 77, "does not offer STARTTLS");
+}
