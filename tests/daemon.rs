@@ -8,6 +8,8 @@ mod login;
 mod several;
 #[path = "daemon/tls.rs"]
 mod tls;
+#[path = "daemon/units.rs"]
+mod units;
 
 use super::util::{CyrusServer, Options, Spooltap, cyrus, eventually};
 use nix::sys::signal::{Signal, kill};
