@@ -144,7 +144,7 @@ fn a_daemon_puts_damaged_mailboxes_in_quarantine_and_goes_on_when_they_are_mende
         failed.into_iter().find(|failure| failure["mailbox"] == mailbox)
     };
     for (mailbox, _, _, says) in HARMS {
-        let failure = eventually(Duration::from_secs(20), || failed(&running, mailbox)).unwrap_or_else(|| {
+        let failure = eventually(Duration::from_secs(40), || failed(&running, mailbox)).unwrap_or_else(|| {
             panic!("{mailbox} is not in {}: {}", running.status(), running.log_end(30));
         });
         let reason = failure["reason"].as_str().expect("has a reason");
@@ -156,7 +156,7 @@ fn a_daemon_puts_damaged_mailboxes_in_quarantine_and_goes_on_when_they_are_mende
         fs::write(path, bytes).expect("is written");
     }
     let last = || differences(&source, &replica);
-    let equal = eventually(Duration::from_secs(30), || last().is_empty().then_some(()));
+    let equal = eventually(Duration::from_secs(60), || last().is_empty().then_some(()));
     assert!(equal.is_some(), "{:#?}\n{}", last(), running.log_end(30));
     assert!(running.terminate().expect("ends").success());
 }

@@ -54,7 +54,8 @@ fn every_command_has_help_a_manual_page_and_completions() {
             check(shell, completions, 0, &[command]);
         }
     }
-    assert_eq!(fs::read_dir(&pages).expect("is there").count(), commands.len() + 1);
+    // Commands with commands of their own have more.
+    assert!(fs::read_dir(&pages).expect("is there").count() > commands.len());
     check("no shell", &bare(&["completions", "tea"]), 64, &["tea", "bash"]);
     check("no directory", &bare(&["man", "/proc/man1"]), 74, &["/proc/man1"]);
 }

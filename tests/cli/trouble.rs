@@ -5,7 +5,7 @@ use crate::util::diff::Exception;
 use crate::util::{CyrusServer, Options, Rules, Spooltap, Store, cyrus, diff, snapshot, store};
 use std::fs;
 use std::path::Path;
-use std::process::{Child, Command, Output, Stdio};
+use std::process::Output;
 use std::time::{Duration, Instant};
 
 /// When the replica wrote its files; how a user's scripts count for quota.
@@ -116,30 +116,19 @@ fn a_partition_that_the_replica_lacks_stops_only_its_mailboxes_and_a_mapping_cur
     assert!(differences.iter().all(|line| line.contains("partition")), "{differences:#?}");
 }
 
-/// A process that holds Cyrus's kind of exclusive lock on a file.
-struct Holder(Child);
-
-impl Holder {
-    fn of(path: &Path) -> Self {
-        let script = "import fcntl, sys\nf = open(sys.argv[1], 'r+b')\nfcntl.lockf(f, fcntl.LOCK_EX)\nprint('held', flush=True)\nsys.stdin.read()";
-        let mut child = Command::new("python3")
-            .args(["-c", script])
-            .arg(path)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .expect("python3");
-        let mut line = [0; 5];
-        std::io::Read::read_exact(child.stdout.as_mut().expect("stdout"), &mut line).expect("holds the lock");
-        Self(child)
-    }
-}
-
-impl Drop for Holder {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
+/// Holds Cyrus's kind of exclusive lock on a file until it is dropped.
+fn hold(path: &Path) -> fs::File {
+    let file = fs::OpenOptions::new().read(true).write(true).open(path).expect("opens");
+    let whole = nix::libc::flock {
+        l_type: nix::libc::F_WRLCK as nix::libc::c_short,
+        l_whence: nix::libc::SEEK_SET as nix::libc::c_short,
+        l_start: 0,
+        l_len: 0,
+        l_pid: 0,
+    };
+    // Bound to this opening of the file: no other thread of the tests can drop it.
+    nix::fcntl::fcntl(&file, nix::fcntl::FcntlArg::F_OFD_SETLKW(&whole)).expect("is locked");
+    file
 }
 
 #[test]
@@ -150,7 +139,7 @@ fn a_lock_held_at_the_source_or_on_the_replica_keeps_up_nobody_else() {
     let source = store::store("2.5.11-a");
     let replica = server_for(&source);
     // At the source: what is committed is read beside the lock.
-    let held = Holder::of(&source.dir.path().join("spool/user/u9/cyrus.index"));
+    let held = hold(&source.dir.path().join("spool/user/u9/cyrus.index"));
     let started = Instant::now();
     check("push", &spooltap(&source, &replica.url(), "secret", &["push", "-A"]), 0, &[]);
     assert!(started.elapsed() < Duration::from_secs(20), "{:?}", started.elapsed());
@@ -161,10 +150,10 @@ fn a_lock_held_at_the_source_or_on_the_replica_keeps_up_nobody_else() {
     let replica = server_for(&source);
     check("push", &spooltap(&source, &replica.url(), "secret", &["push", "-u", "u9"]), 0, &[]);
     let index = find(&replica.base().join("spool"), "cyrus.index");
-    let held = Holder::of(&index);
+    let held = hold(&index);
     fs::remove_dir_all(source.dir.path().join("conf.spooltap")).expect("state is forgotten");
     let toml = source.dir.path().join("spooltap.toml");
-    fs::write(&toml, "replica_timeout_seconds = 3\n").expect("is written");
+    fs::write(&toml, "replica_timeout_seconds = 8\n").expect("is written");
     let output =
         spooltap(&source, &replica.url(), "secret", &["--config", toml.to_str().expect("UTF-8"), "push", "-A"]);
     check("push while locked there", &output, 1, &["u9: ", &replica.url(), "lost"]);
