@@ -26,7 +26,7 @@ const PROMISED: Duration = Duration::from_secs(2);
 const SHOWN: usize = 25;
 
 /// What may differ between the two servers.
-fn rules() -> Rules {
+pub fn rules() -> Rules {
     let written = "when cyrus.index was written last, by either server";
     Rules::live().and(&[
         Exception::always(&["users", "*", "mailboxes", "*", "vendor", "lastupdate"], written),
@@ -106,7 +106,7 @@ pub fn differences(
     source: &CyrusServer,
     replica: &CyrusServer,
     since: Instant,
-    limit: Duration,
+    rules: &Rules,
 ) -> anyhow::Result<Vec<String>> {
     let look = |server| Viewer::new(server).snapshot(&everybody());
     // A look at everything takes its time: what it shows is not older than its beginning.
@@ -117,10 +117,10 @@ pub fn differences(
         let shown = look(replica);
         (truth.join().expect("does not panic"), looked, shown)
     });
-    let (truth, rules) = (truth?, rules());
+    let truth = truth?;
     loop {
         let mut last = match &shown {
-            Ok(shown) => diff(&truth, shown, &rules),
+            Ok(shown) => diff(&truth, shown, rules),
             Err(error) => vec![format!("the replica cannot be read: {error:#}")],
         };
         if last.iter().all(|line| line.contains(CHECKSUMS)) {
@@ -129,7 +129,7 @@ pub fn differences(
         if last.is_empty() {
             println!("equal for whoever looked {looked:.1?} after the last operation");
         }
-        if last.is_empty() || since.elapsed() > limit {
+        if last.is_empty() || since.elapsed() > LIMIT {
             return Ok(last);
         }
         looked = since.elapsed();
@@ -181,7 +181,7 @@ fn play(seed: u64) -> anyhow::Result<Option<String>> {
     let workload = Workload::new(seed, operations());
     let mut pair = Pair::start(seed, &workload)?;
     let done: Done = work(&pair.source, &workload);
-    let differences = differences(&pair.source, &pair.replica, done.ended, LIMIT)?;
+    let differences = differences(&pair.source, &pair.replica, done.ended, &rules())?;
     let figures = pair.spooltap.status()["replicas"][0].clone();
     println!("seed {seed}: lag p50 {} s, p99 {} s", figures["lag_p50_seconds"], figures["lag_p99_seconds"]);
     if let Some(status) = pair.spooltap.ended() {
