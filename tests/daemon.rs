@@ -4,6 +4,8 @@
 mod fuses;
 #[path = "daemon/login.rs"]
 mod login;
+#[path = "daemon/manual.rs"]
+mod manual;
 #[path = "daemon/several.rs"]
 mod several;
 #[path = "daemon/tls.rs"]
