@@ -8,6 +8,8 @@ mod clients;
 mod hostile;
 #[path = "serve/kill.rs"]
 mod kill;
+#[path = "serve/names.rs"]
+mod names;
 #[path = "serve/releases.rs"]
 mod releases;
 #[path = "serve/talk.rs"]

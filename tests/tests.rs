@@ -8,6 +8,7 @@ mod cli;
 mod cyrus_live;
 mod daemon;
 mod derive;
+mod failover;
 mod formats;
 mod push;
 mod recovery;

@@ -49,6 +49,11 @@ fn ask(common: &Common, request: &Request) -> Result<Response, Failure> {
     }
 }
 
+/// What the daemon says of itself.
+pub(super) fn ask_status(common: &Common) -> Result<crate::daemon::report::Status, Failure> {
+    Ok(ask(common, &Request::Status)?.status.unwrap_or_default())
+}
+
 /// The replica that an order is for; all when none is named.
 fn replica(common: &Common) -> Result<Option<String>, Failure> {
     match common.replica.as_slice() {

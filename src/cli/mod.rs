@@ -6,9 +6,11 @@ mod demo;
 mod doctor;
 mod events;
 mod exit;
+mod failover;
 pub mod inspect;
 mod log;
 mod man;
+mod names;
 mod push;
 mod run;
 mod scan;
@@ -121,6 +123,10 @@ enum Command {
     Skip(control::SubjectArgs),
     /// Lifts the fuse on mass removals for some minutes
     Allow(control::AllowArgs),
+    /// Is everything confirmed? Exit code 0 yes, 1 no; with --wait it waits until it is
+    Drain(failover::DrainArgs),
+    /// May the replica take over? GO or NO-GO with every reason; exit code 0 or 1
+    FailoverCheck(failover::FailoverArgs),
     /// Replays a recorded store with the watcher on, into an archive, and compares it with what IMAP showed
     Demo(demo::DemoArgs),
     /// Writes the manual pages into a directory
@@ -159,7 +165,11 @@ type Outcome = Result<Exit, Failure>;
 
 /// Parses the arguments, runs the subcommand, prints what went wrong.
 pub fn run() -> ExitCode {
-    let cli = match Cli::try_parse_from(synclog::arguments(std::env::args_os().collect())) {
+    let given: Vec<_> = std::env::args_os().collect();
+    if let Some((name, words)) = names::called(&given) {
+        return names::run(name, words);
+    }
+    let cli = match Cli::try_parse_from(synclog::arguments(given)) {
         Ok(cli) => cli,
         Err(error) => {
             let _ = error.print();
@@ -200,6 +210,8 @@ fn dispatch(cli: Cli) -> Outcome {
         Command::Retry(args) => control::order(common, &args, Word::Retry),
         Command::Skip(args) => control::order(common, &args, Word::Skip),
         Command::Allow(args) => control::allow(common, &args),
+        Command::Drain(args) => failover::drain(common, &args),
+        Command::FailoverCheck(args) => failover::check(common, &args),
         Command::Demo(args) => demo::demo(common, &args),
         Command::Man(args) => man::man(&args),
         Command::Completions(args) => man::completions(&args),

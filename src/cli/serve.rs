@@ -12,12 +12,15 @@ use std::path::PathBuf;
 use std::time::Duration;
 use tracing::info;
 
+/// The sockets of systemd or of Cyrus's `master`.
+const INHERITED: &str = "inherited";
+
 #[derive(Debug, Args)]
 pub(super) struct ServeArgs {
     /// What is served: file:///DIR; made if it is not there
     #[arg(long, value_name = "URL")]
     archive: String,
-    /// Where to listen: ADDRESS:PORT, or the path of a UNIX socket; may be repeated
+    /// Where to listen: ADDRESS:PORT, the path of a UNIX socket, or `inherited`; may be repeated
     #[arg(long, value_name = "WHERE", default_value = "[::]:2005")]
     listen: Vec<String>,
     /// Who may log in: a file with lines USER:PASSWORD that only its owner may read
@@ -50,10 +53,22 @@ pub(super) struct ServeArgs {
 }
 
 pub(super) fn serve(common: &Common, args: &ServeArgs) -> Outcome {
+    // Before anything else is opened: descriptors are handed over by their numbers.
+    let inherited = match args.listen.iter().any(|place| place == INHERITED) {
+        true => crate::serve::inherited_listeners(),
+        false => Vec::new(),
+    };
     let signals = crate::daemon::Signals::new()?;
     let faulty = |error: anyhow::Error| Failure::new(Exit::Config, error);
-    let listeners = args.listen.iter().map(|place| listen(place)).collect::<anyhow::Result<Vec<_>>>();
-    let listeners = listeners.map_err(faulty)?;
+    let mut listeners = inherited;
+    for place in args.listen.iter().filter(|place| *place != INHERITED) {
+        listeners.push(listen(place).map_err(faulty)?);
+    }
+    if listeners.is_empty() {
+        return Err(faulty(anyhow::anyhow!(
+            "no socket was handed over; start it by systemd or Cyrus's master, or name a place"
+        )));
+    }
     let conf = common.imapd_conf.as_deref().map(read_conf).transpose();
     let conf = conf.map_err(|error| Failure::new(Exit::Config, error))?;
     let logins = match &args.passwords {

@@ -18,6 +18,12 @@ pub(super) struct VerifyArgs {
     from: Option<String>,
 }
 
+impl VerifyArgs {
+    pub(super) fn everything() -> Self {
+        Self { users: Vec::new(), from: None }
+    }
+}
+
 pub(super) fn verify(common: &Common, args: &VerifyArgs) -> Outcome {
     let setup = Setup::open_from(common, args.from.as_deref())?;
     let state = setup.state_if_free();

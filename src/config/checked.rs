@@ -275,7 +275,6 @@ impl Config {
         });
         let mut urls = raw.replica.clone();
         let mut realm = raw.realm.clone();
-        let mut own_password = None;
         if urls.is_empty()
             && let Some(host) = imapd("sync_host").filter(|host| !host.is_empty())
         {
@@ -295,7 +294,6 @@ impl Config {
             } else {
                 format!("csync://{}@{host}:{port}", percent(&user))
             });
-            own_password = imapd("sync_password").map(Secret::new);
             realm = realm.or_else(|| imapd("sync_realm"));
         }
         if urls.is_empty() && need_replica {
@@ -305,7 +303,7 @@ impl Config {
                 "set sync_host in imapd.conf, or give --replica csync://USER@HOST:PORT or file:///DIR",
             );
         }
-        let password = credentials.best().cloned().or(own_password);
+        let password = credentials.best().cloned().or_else(|| imapd("sync_password").map(Secret::new));
         let mut seen = std::collections::BTreeSet::new();
         for url in &urls {
             if !seen.insert(url) {

@@ -5,11 +5,13 @@
 //! become a path. Each connection has a thread and a session of its own with the replica.
 
 mod connection;
+mod inherited;
 mod login;
 mod names;
 mod session;
 mod stage;
 
+pub use inherited::listeners as inherited_listeners;
 pub use login::{Logins, LoginsError};
 
 use crate::model::{ReplicaError, ReplicaTarget};

@@ -8,7 +8,7 @@ use std::path::Path;
 use std::process::Output;
 use std::time::Duration;
 
-const WRITTEN: [Exception; 2] = [
+pub(super) const WRITTEN: [Exception; 2] = [
     Exception::always(&["users", "*", "mailboxes", "*", "vendor", "lastupdate"], "when this server wrote the files"),
     Exception::always(&["shared", "*", "vendor", "lastupdate"], "when this server wrote the files"),
 ];
@@ -29,7 +29,7 @@ fn good(what: &str, output: &Output, served: &Served) {
 }
 
 /// What an archive holds, as a real server shows it.
-fn shows_the_same(source: &CyrusServer, dir: &Path) {
+pub(super) fn shows_the_same(source: &CyrusServer, dir: &Path) {
     let replica = CyrusServer::start(Options::new()).expect("starts");
     let state = tempfile::tempdir().expect("directory");
     let output = restore(&archive(dir), &replica, state.path());
@@ -44,7 +44,7 @@ fn shows_the_same(source: &CyrusServer, dir: &Path) {
 }
 
 /// Work of every kind on three accounts.
-fn work(source: &CyrusServer, round: u32) {
+pub(super) fn work(source: &CyrusServer, round: u32) {
     let mut lmtp = source.lmtp().expect("connects");
     for number in 0..4 {
         let text = format!("From: a@x.test\r\nSubject: {round}.{number}\r\n\r\n{}\r\n", "body ".repeat(1 + number * 9));

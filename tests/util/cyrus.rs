@@ -24,7 +24,7 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
 use tempfile::TempDir;
 
-const PROGRAMS: &str = "/usr/lib/cyrus/bin";
+pub const PROGRAMS: &str = "/usr/lib/cyrus/bin";
 const IMAP: u16 = 1143;
 const CSYNC: u16 = 2005;
 const SIEVE: u16 = 4190;

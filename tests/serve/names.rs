@@ -1,0 +1,166 @@
+//! Under Cyrus's own names: `sync_client` with its options and exit codes, and both programs started by Cyrus's own
+//! `master` from lines of cyrus.conf.
+
+use super::super::util::cyrus::{PASSWORD, REPLICATOR};
+use super::super::util::{CyrusServer, Options, Rules, cyrus, diff, eventually, snapshot};
+use super::clients::{WRITTEN, shows_the_same, work};
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::time::Duration;
+
+/// A link of that name to our program, in a directory of its own.
+fn link(dir: &Path, name: &str) -> PathBuf {
+    let link = dir.join(name);
+    symlink(env!("CARGO_BIN_EXE_spooltap"), &link).expect("links");
+    link
+}
+
+fn run(program: &Path, conf: &Path, arguments: &[&str]) -> Output {
+    let mut command = Command::new(program);
+    command.arg("-C").arg(conf).args(arguments).env_remove("SPOOLTAP_LOG").output().expect("runs")
+}
+
+fn said(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+#[track_caller]
+fn same(source: &CyrusServer, replica: &CyrusServer) {
+    let users = source.users();
+    let differences = diff(
+        &snapshot(source, users).expect("is read"),
+        &snapshot(replica, users).expect("is read"),
+        &Rules::live().and(&WRITTEN),
+    );
+    assert!(differences.is_empty(), "{}", differences.join("\n"));
+}
+
+#[test]
+fn sync_client_takes_the_options_of_cyrus() {
+    if !cyrus::installed() {
+        return;
+    }
+    let dir = tempfile::tempdir().expect("directory");
+    let client = link(dir.path(), "sync_client");
+    let replica = CyrusServer::start(Options::new()).expect("starts");
+    let source =
+        CyrusServer::start(Options::new().replicate_to(&replica).users(&["u1", "u2", "jane.doe"])).expect("starts");
+    let conf = source.conf();
+    work(&source, 1);
+    for arguments in
+        [&["-v", "-A"][..], &["-u", "u1", "u2"], &["-s", "jane.doe"], &["-m", "user.u1", "-z"], &["-vo", "-l", "-A"]]
+    {
+        let output = run(&client, &conf, arguments);
+        assert_eq!(output.status.code(), Some(0), "{arguments:?}: {}", said(&output));
+    }
+    same(&source, &replica);
+    work(&source, 2);
+    let names = dir.path().join("names");
+    std::fs::write(&names, "# who\nu1\n\nu2\njane.doe\n").expect("written");
+    let output = run(&client, &conf, &["-u", "-f", names.to_str().expect("a path")]);
+    assert_eq!(output.status.code(), Some(0), "{}", said(&output));
+    same(&source, &replica);
+    // One log file.
+    source.lmtp().expect("connects").deliver(&["u1", "u2"], b"Subject: log\r\n\r\nx\r\n").expect("delivers");
+    let log = dir.path().join("log");
+    std::fs::write(&log, "MAILBOX user.u1\nMAILBOX user.u2\nSUB u1 user.u1\n").expect("written");
+    let output = run(&client, &conf, &["-R", "-f", log.to_str().expect("a path")]);
+    assert_eq!(output.status.code(), Some(0), "{}", said(&output));
+    assert!(log.exists());
+    same(&source, &replica);
+    // What cannot be.
+    let address = format!("{}", replica.csync());
+    let check = |arguments: &[&str], code: i32, word: &str| {
+        let output = run(&client, &conf, arguments);
+        assert_eq!(output.status.code(), Some(code), "{arguments:?}: {}", said(&output));
+        assert!(said(&output).contains(word), "{arguments:?}: {}", said(&output));
+    };
+    check(&[], 64, "one of");
+    check(&["-u", "u1", "-A"], 64, "one of");
+    check(&["-y"], 64, "unknown option -y");
+    check(&["-u"], 64, "needs a name");
+    check(&["-p", "default", "-u", "u1"], 64, "-p is not supported");
+    check(&["-d", "3", "-u", "u1", "-S", &address], 0, "-d has no effect");
+    check(&["-o", "-u", "u1", "-S", "127.0.0.1:1"], 1, "lost");
+    check(&["-m", "user.nobody"], 1, "does not exist");
+    let lone = CyrusServer::prepare(Options::new()).expect("is set up");
+    let output = run(&client, &lone.conf(), &["-A"]);
+    assert_eq!(output.status.code(), Some(70), "{}", said(&output));
+    let by_word = Command::new(env!("CARGO_BIN_EXE_spooltap")).args(["sync_client", "-y"]).output().expect("runs");
+    assert_eq!(by_word.status.code(), Some(64));
+}
+
+/// Both ends are started by `master`, the replica by a SERVICES line and the source by a START line.
+#[test]
+fn cyrus_master_runs_both_names() {
+    if !cyrus::installed() {
+        return;
+    }
+    let options = Options::new()
+        .set("spooltap_archive", "file://@BASE@/store/archive")
+        .set("spooltap_passwords", "@BASE@/passwords");
+    let mut server = CyrusServer::prepare(options).expect("is set up");
+    let place = server.base().join("store");
+    std::fs::create_dir(&place).expect("directory");
+    let passwords = server.base().join("passwords");
+    std::fs::write(&passwords, format!("{REPLICATOR}:{PASSWORD}\n")).expect("passwords");
+    std::fs::set_permissions(&passwords, PermissionsExt::from_mode(0o600)).expect("mode");
+    // Cyrus's user may not be let into the place where we were built.
+    let program = server.base().join("sync_server");
+    std::fs::copy(env!("CARGO_BIN_EXE_spooltap"), &program).expect("copies");
+    let services = server.base().join("cyrus.conf");
+    let text = std::fs::read_to_string(&services).expect("cyrus.conf");
+    let line = text.lines().find(|line| line.trim_start().starts_with("csync ")).expect("a csync service");
+    let ours = line.replace(&format!("{}/sync_server", cyrus::PROGRAMS), &program.display().to_string());
+    assert_ne!(line, ours);
+    std::fs::write(&services, text.replace(line, &ours)).expect("cyrus.conf");
+    server.boot().expect("starts");
+
+    // A real client, by hand.
+    let settings = Options::new()
+        .set("sync_host", server.csync().ip())
+        .set("sync_port", server.csync().port())
+        .set("sync_log", "yes")
+        .set("sync_shutdown_file", "@BASE@/conf/sync/stop")
+        .users(&["u1", "u2", "jane.doe"]);
+    let mut source = CyrusServer::start(settings).expect("starts");
+    work(&source, 1);
+    let output = source.tool("sync_client", &["-v", "-A"]).expect("runs");
+    assert!(output.status.success(), "{}", said(&output));
+    shows_the_same(&source, &place);
+
+    // Ours, rolling, from a START line.
+    source.stop().expect("stops");
+    let client = source.base().join("sync_client");
+    std::fs::copy(env!("CARGO_BIN_EXE_spooltap"), &client).expect("copies");
+    let services = source.base().join("cyrus.conf");
+    let text = std::fs::read_to_string(&services).expect("cyrus.conf");
+    let start = format!("START {{\n  syncclient cmd=\"{} -C {} -r\"\n", client.display(), source.conf().display());
+    std::fs::write(&services, text.replace("START {\n", &start)).expect("cyrus.conf");
+    source.boot().expect("starts");
+    work(&source, 2);
+    let log = source.base().join("conf/sync/log");
+    let idle = eventually(Duration::from_secs(30), || {
+        let quiet = || !log.exists() && !log.with_file_name("log-run").exists();
+        (quiet() && {
+            std::thread::sleep(Duration::from_millis(500));
+            quiet()
+        })
+        .then_some(())
+    });
+    assert_eq!(idle, Some(()), "the log is not taken");
+    let stop = source.base().join("conf/sync/stop");
+    std::fs::write(&stop, "").expect("asks it to stop");
+    // It ends when what it took up is done, and takes the file away.
+    assert_eq!(eventually(Duration::from_secs(20), || (!stop.exists()).then_some(())), Some(()));
+    let pid = eventually(Duration::from_secs(20), || (!is_running(&client)).then_some(()));
+    assert_eq!(pid, Some(()), "it does not end");
+    shows_the_same(&source, &place);
+}
+
+/// A process runs this program.
+fn is_running(program: &Path) -> bool {
+    let all = std::fs::read_dir("/proc").expect("lists").flatten();
+    all.filter_map(|entry| std::fs::read_link(entry.path().join("exe")).ok()).any(|exe| exe == program)
+}
