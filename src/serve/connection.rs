@@ -23,8 +23,8 @@ const PAUSE: Duration = Duration::from_millis(500);
 const WRITE: Duration = Duration::from_secs(120);
 /// Values take more memory than their text.
 const PARSED: usize = 6;
-/// Memory is counted in steps of this.
-const STEP: usize = 1 << 20;
+/// Memory is counted in steps of this: what is less counts for nothing, so that strangers take none from good clients.
+const STEP: usize = 64 << 10;
 /// Requests of somebody without rights, and lines that are none, until the connection is closed.
 const PATIENCE: u32 = 20;
 
@@ -193,7 +193,7 @@ struct Share<'a> {
 impl Share<'_> {
     /// Counts what is held now; an error when there is no more to be had.
     fn hold(&mut self, bytes: usize) -> io::Result<()> {
-        let bytes = bytes.div_ceil(STEP) * STEP;
+        let bytes = bytes / STEP * STEP;
         let shared = &self.guest.shared;
         if bytes > self.held {
             if !shared.reserve(bytes - self.held) {

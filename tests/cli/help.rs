@@ -49,7 +49,8 @@ fn every_command_has_help_a_manual_page_and_completions() {
         check(command, &bare(&[command, "--help"]), 0, &["Usage: spooltap"]);
         let page = page(&format!("spooltap-{command}.1"));
         assert!(page.contains(".SH OPTIONS") && page.contains("password\\-file"), "{command}: {page}");
-        assert!(front.contains(&format!("spooltap\\-{command}(1)")), "{command} is not in spooltap(1)");
+        let named = format!("spooltap\\-{}(1)", command.replace('-', "\\-"));
+        assert!(front.contains(&named), "{command} is not in spooltap(1)");
         for (shell, completions) in &shells {
             check(shell, completions, 0, &[command]);
         }
