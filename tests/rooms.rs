@@ -8,8 +8,9 @@ use std::path::{Path, PathBuf};
 /// From below to above; a room may name what is below it. Rooms of one line do not know each other.
 const LEVELS: &[&[&str]] = &[
     &["model"],
-    &["dlist"],
-    &["cyrus", "csync", "config"],
+    // What a room is to run with is a struct of `config`, handed down to it.
+    &["dlist", "config"],
+    &["cyrus", "csync"],
     &["archive", "spool", "state"],
     &["replica"],
     &["capture", "engine", "serve", "replay"],
@@ -19,6 +20,7 @@ const LEVELS: &[&[&str]] = &[
 
 /// What must not be named although it is below, and why.
 const NEVER: &[(&str, &[&str], &str)] = &[
+    ("cyrus", &["config"], "it reads what Cyrus wrote, whoever asks"),
     ("engine", &["spool", "replica", "archive", "csync"], "any store with any replica: it names no concrete one"),
     ("replica", &["spool"], "bodies reach it as readers"),
     ("capture", &["replica", "archive", "state", "csync"], "it notices, and knows nothing of where things go"),
