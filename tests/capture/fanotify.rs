@@ -28,7 +28,6 @@ fn put(dir: &Path, path: &str) {
 
 #[test]
 fn after_any_storm_every_directory_is_known_by_its_name() {
-    // Fails when the remembered paths are not forgotten at the rename of a directory.
     for seed in 0..4 {
         let Some((dir, _one)) = quiet_place() else { return };
         fs::create_dir_all(dir.path().join("spool/user")).expect("created");
@@ -46,6 +45,20 @@ fn after_any_storm_every_directory_is_known_by_its_name() {
             assert!(keys.len() == 1 || keys.contains("rescan"), "seed {seed}: {keys:?}");
         }
     }
+}
+
+#[test]
+fn a_directory_that_was_seen_before_is_known_by_its_new_name() {
+    // Fails when the remembered paths are not forgotten at the rename of a directory above.
+    let Some((dir, _one)) = quiet_place() else { return };
+    put(dir.path(), "spool/user/a/kid/1.");
+    let Some((given, handle)) = try_start(dir.path(), "fanotify") else { return };
+    put(dir.path(), "spool/user/a/kid/2.");
+    assert_eq!(keys(&given, &handle), BTreeSet::from(["mailbox user.a.kid".to_owned()]));
+    fs::rename(dir.path().join("spool/user/a"), dir.path().join("spool/user/b")).expect("renamed");
+    keys(&given, &handle);
+    put(dir.path(), "spool/user/b/kid/3.");
+    assert_eq!(keys(&given, &handle), BTreeSet::from(["mailbox user.b.kid".to_owned()]));
 }
 
 #[test]

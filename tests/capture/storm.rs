@@ -1,14 +1,15 @@
 //! Eight writers over more mailboxes than there are watches, with a queue that overflows: what was read last of every
 //! mailbox is what it holds in the end.
 //!
-//! The reader is as simple as can be: at a notice it reads the mailbox, at a `Rescan` all of them. Fails when an overflow is
-//! not followed by a `Rescan`, when the `Rescan` comes before the walk, or without relief for unwatched directories.
+//! The reader is as simple as can be: at a notice it reads the mailbox, at a `Rescan` all of them. Fails without relief for
+//! unwatched directories. (That an overflow is told is shown by `a_full_queue_is_told_and_mended`; here directories that get
+//! no watch ask for comparisons as well.)
 
 use super::sources::settings;
 use super::{Dice, roots};
 use spooltap::capture;
 use spooltap::model::{DirtyKey, MailboxRef, Notice, Scope};
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -126,36 +127,40 @@ fn storm() {
         fs::create_dir_all(spool.join(format!("user/u{n}"))).expect("created");
     }
     let reader = Arc::new(Reader::default());
-    let (theirs, place) = (reader.clone(), spool.clone());
-    let out = move |notices| theirs.read(&place, notices);
+    let (theirs, top) = (reader.clone(), spool.clone());
+    let out = move |notices| theirs.read(&top, notices);
     let handle = capture::start(roots(dir.path()), settings("auto"), Box::new(out)).expect("starts");
     handle.wait_armed();
     *reader.last.lock().expect("lock") = all(&spool);
-    for round in 0..2u64 {
-        // Nobody takes notices for a while: the kernel's queue fills and runs over.
-        reader.close(true);
+    let write_all = |seed: u64| {
         std::thread::scope(|scope| {
-            for writer in 0..WRITERS / 2 {
+            for writer in 0..WRITERS {
                 let spool = &spool;
-                scope.spawn(move || write(spool, round * WRITERS + writer));
+                scope.spawn(move || write(spool, seed + writer));
             }
         });
-        overflow(&spool);
-        reader.close(false);
-        std::thread::scope(|scope| {
-            for writer in WRITERS / 2..WRITERS {
-                let spool = &spool;
-                scope.spawn(move || write(spool, round * WRITERS + writer));
-            }
-        });
+    };
+    let compare = |when: &str| {
+        assert!(handle.drain(Instant::now() + Duration::from_secs(60)), "{when}: drained in time");
+        let (last, truth) = (reader.last.lock().expect("lock"), all(&spool));
+        let names: BTreeSet<&String> = last.keys().chain(truth.keys()).collect();
+        let missed: Vec<&&String> = names.iter().filter(|name| last.get(**name) != truth.get(**name)).collect();
+        assert!(missed.is_empty(), "{when}: missed {missed:?}; {:?}", handle.stats());
+    };
+    write_all(0);
+    compare("a storm");
+    // Nobody takes notices for a while: the kernel's queue runs over, and of what is written then nothing is told.
+    reader.close(true);
+    overflow(&spool);
+    write_all(WRITERS);
+    reader.close(false);
+    compare("an overflow");
+    for name in all(&spool).keys() {
+        fs::write(place(&spool, name).join("cyrus.index"), "after").expect("written");
     }
-    assert!(handle.drain(Instant::now() + Duration::from_secs(60)), "drained in time");
+    compare("silence, then a change in each");
     let stats = handle.stats();
     handle.stop();
-    let (last, truth) = (reader.last.lock().expect("lock"), all(&spool));
-    let names: std::collections::BTreeSet<&String> = last.keys().chain(truth.keys()).collect();
-    let missed: Vec<&&String> = names.iter().filter(|name| last.get(**name) != truth.get(**name)).collect();
-    assert!(missed.is_empty(), "missed: {missed:?}; {stats:?}");
     assert!(stats.overflows > 0, "the queue was to run over: {stats:?}");
     assert!(stats.unwatched > 0, "watches were to run out: {stats:?}");
     let memory = fs::read_to_string("/proc/self/status").unwrap_or_default();
