@@ -158,6 +158,7 @@ fn a_password_is_neither_in_an_argument_nor_in_what_is_said() {
     let dir = tempfile::tempdir().expect("directory");
     let file = dir.path().join("password");
     fs::write(&file, "Xyzzy-4711\n").expect("is written");
+    fs::set_permissions(&file, std::os::unix::fs::PermissionsExt::from_mode(0o600)).expect("mode");
     for log in ["text", "json"] {
         let mut command = Spooltap::command(&source.conf, &dir.path().join("state"));
         command.env("SPOOLTAP_PASSWORD", "Plugh-4712").args([

@@ -4,6 +4,7 @@ use super::{Raw, Routes};
 use std::collections::BTreeMap;
 use std::fmt;
 use std::net::SocketAddr;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use zeroize::Zeroizing;
@@ -163,6 +164,21 @@ impl Credentials {
                 },
             )
         };
+        // A credential's mode is systemd's affair; a file of one's own is not.
+        if let Some(path) = password_file
+            && let Ok(meta) = std::fs::metadata(path)
+            && meta.mode() & 0o077 != 0
+        {
+            return Err(ConfigFaults(vec![ConfigFault {
+                key: "password_file".into(),
+                fault: format!(
+                    "{}: others than its owner may read it (mode {:o})",
+                    path.display(),
+                    meta.mode() & 0o777
+                ),
+                cure: "chmod 600".into(),
+            }]));
+        }
         let credential = std::env::var_os("CREDENTIALS_DIRECTORY")
             .map(|dir| Path::new(&dir).join("spooltap-password"))
             .filter(|path| path.exists());

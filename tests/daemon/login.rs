@@ -2,6 +2,7 @@
 
 use crate::util::{CyrusServer, Options, Spooltap, cyrus, store};
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::process::Output;
 
 pub(super) struct Lab {
@@ -59,6 +60,21 @@ fn every_mechanism_lets_us_in_and_a_wrong_password_does_not() {
     server.restart().expect("restarts");
     lab.check(&server.url(), "cleartext = \"never\"\n", cyrus::PASSWORD, 77, "sends the password in clear");
     lab.check(&server.url(), "mechanisms = [\"SCRAM-SHA-256\"]\n", cyrus::PASSWORD, 77, "allow one of SCRAM-SHA-256");
+    // The password as systemd hands it over, and as a file that is nobody else's.
+    let credentials = lab.dir.path().join("credentials");
+    let secret = credentials.join("spooltap-password");
+    fs::create_dir(&credentials).expect("makes");
+    fs::write(&secret, format!("{}\n", cyrus::PASSWORD)).expect("writes");
+    for (mode, code) in [(0o640, 78), (0o600, 0)] {
+        fs::set_permissions(&secret, fs::Permissions::from_mode(mode)).expect("mode");
+        lab.check(&server.url(), &format!("password_file = {secret:?}\n"), "not-this-one", code, "");
+    }
+    let state = tempfile::tempdir().expect("directory");
+    let mut command = Spooltap::command(&lab.conf, state.path());
+    command.env_remove("SPOOLTAP_PASSWORD").env("CREDENTIALS_DIRECTORY", &credentials);
+    let output = command.args(["--replica", &server.url(), "push", "-s", "nobody"]).output().expect("runs");
+    assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
+
     let stranger = server.url().replace("repl@", "u1@");
     lab.check(&stranger, "", cyrus::PASSWORD, 77, "admin");
 }

@@ -31,6 +31,7 @@ fn every_setting_is_taken() {
             raw.replica.push("csync://repl@replica.example".into());
         }
         let file = tempfile::NamedTempFile::new().expect("a file");
+        // Made with mode 0600, and anything else is refused.
         std::fs::write(file.path(), "secret\n").expect("writes");
         let credentials = Credentials::gather(Some(file.path())).expect("reads");
         Config::check(&raw, &credentials, &|_| None, true).unwrap_or_else(|faults| panic!("{block}: {faults}"));
