@@ -13,7 +13,14 @@ fn read(path: &str) -> String {
     fs::read_to_string(root().join(path)).unwrap_or_else(|error| panic!("{path}: {error}"))
 }
 
-const UNITS: &[&str] = &["spooltap.service", "spooltap@.service", "spooltap-scan.service", "spooltap-scan.timer"];
+const UNITS: &[&str] = &[
+    "spooltap.service",
+    "spooltap@.service",
+    "spooltap-scan.service",
+    "spooltap-scan.timer",
+    "spooltap-serve.service",
+    "spooltap-serve.socket",
+];
 
 /// The units with the program under test in the place of the installed one.
 fn installed() -> (tempfile::TempDir, Vec<PathBuf>) {
@@ -47,9 +54,9 @@ fn units_are_understood_and_leave_little_open() {
         assert!(good || own.is_empty(), "{}: {said}", path.display());
         assert!(own.is_empty(), "{}: {own:?}", path.display());
     }
-    for path in
-        paths.iter().filter(|path| path.to_string_lossy().contains("shop") || path.ends_with("spooltap.service"))
-    {
+    for path in paths.iter().filter(|path| {
+        ["shop", "spooltap.service", "serve.service"].iter().any(|name| path.to_string_lossy().contains(name))
+    }) {
         // Threshold in tenths: an exposure of 2.0.
         let (good, said) =
             analyze(&["security", "--offline=true", "--no-pager", "--threshold=20"], path).expect("is installed");

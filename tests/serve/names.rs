@@ -2,11 +2,14 @@
 //! `master` from lines of cyrus.conf.
 
 use super::super::util::cyrus::{PASSWORD, REPLICATOR};
+use super::super::util::process::Group;
 use super::super::util::{CyrusServer, Options, Rules, cyrus, diff, eventually, snapshot};
 use super::clients::{WRITTEN, shows_the_same, work};
+use super::talk::Talk;
+use nix::sys::signal::Signal;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
 /// A link of that name to our program, in a directory of its own.
@@ -157,6 +160,33 @@ fn cyrus_master_runs_both_names() {
     let pid = eventually(Duration::from_secs(20), || (!is_running(&client)).then_some(()));
     assert_eq!(pid, Some(()), "it does not end");
     shows_the_same(&source, &place);
+}
+
+/// systemd opens the port and starts the server at the first connection.
+#[test]
+fn systemd_hands_the_socket_over() {
+    let activate = Path::new("/usr/bin/systemd-socket-activate");
+    if !activate.exists() {
+        eprintln!("not checked: systemd-socket-activate is not installed");
+        return;
+    }
+    let dir = tempfile::tempdir().expect("directory");
+    let passwords = dir.path().join("passwords");
+    std::fs::write(&passwords, format!("{REPLICATOR}:{PASSWORD}\n")).expect("passwords");
+    std::fs::set_permissions(&passwords, PermissionsExt::from_mode(0o600)).expect("mode");
+    let address = super::free_port();
+    let mut command = Command::new(activate);
+    command.arg("-l").arg(address.to_string()).arg(env!("CARGO_BIN_EXE_spooltap"));
+    command
+        .args(["serve", "--listen", "inherited", "--archive", &super::archive(dir.path()), "--passwords"])
+        .arg(&passwords);
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    let mut group = Group::spawn(&mut command).expect("starts");
+    let talk = eventually(Duration::from_secs(20), || Talk::login(address, REPLICATOR, PASSWORD).ok());
+    assert_eq!(talk.expect("logs in").said(b"GET USER u1\r\n"), "OK success");
+    group.signal(Signal::SIGTERM);
+    let ended = eventually(Duration::from_secs(20), || group.ended());
+    assert_eq!(ended.and_then(|status| status.code()), Some(0));
 }
 
 /// A process runs this program.
