@@ -63,6 +63,9 @@ pub struct Workload {
     pub seed: u64,
     /// Operations to succeed.
     pub operations: usize,
+    /// No account is renamed, and quota roots are only at the top of accounts: 3.6 leaves what is renamed at the root of its
+    /// old name, which a replica can be told in the rename itself, but not later, after a death in between.
+    pub names_stay: bool,
     pub stop: AtomicBool,
     started: AtomicUsize,
     done: Mutex<BTreeMap<&'static str, usize>>,
@@ -80,6 +83,7 @@ impl Workload {
         Self {
             seed,
             operations,
+            names_stay: false,
             stop: AtomicBool::new(false),
             started: AtomicUsize::new(0),
             done: Mutex::default(),
@@ -222,6 +226,14 @@ impl<'a> Client<'a> {
         match guests.is_empty() || self.rng.chance(80) {
             true => self.rng.pick::<&str>(&RESIDENTS),
             false => self.rng.pick::<&str>(&guests),
+        }
+    }
+
+    /// Whose quota root is to be changed, and of what below the inbox.
+    fn some_root(&mut self) -> (&'static str, &'static str) {
+        match self.workload.names_stay {
+            true => (self.rng.pick::<&str>(&RESIDENTS), ""),
+            false => (self.somebody(), if self.rng.chance(20) { "Work" } else { "" }),
         }
     }
 

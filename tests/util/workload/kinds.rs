@@ -354,8 +354,7 @@ fn partition(client: &mut Client) -> anyhow::Result<bool> {
 }
 
 fn quota(client: &mut Client) -> anyhow::Result<bool> {
-    let login = client.somebody();
-    let below = if client.rng.chance(20) { "Work" } else { "" };
+    let (login, below) = client.some_root();
     let root = quote(&client.of(login, below));
     let (kilobytes, messages) = (2000 + client.rng.below(9000), 300 + client.rng.below(500));
     let limits = match client.rng.below(4) {
@@ -369,7 +368,7 @@ fn quota(client: &mut Client) -> anyhow::Result<bool> {
 
 /// A root is made and its limits are taken away again; no IMAP command removes a root.
 fn quota_gone(client: &mut Client) -> anyhow::Result<bool> {
-    let login = client.somebody();
+    let (login, _) = client.some_root();
     let root = quote(&client.of(login, ""));
     client.noted(ADMIN, format!("SETQUOTA {root} ()"))
 }
@@ -465,6 +464,9 @@ fn user_deleted(client: &mut Client) -> anyhow::Result<bool> {
 
 fn user_renamed(client: &mut Client) -> anyhow::Result<bool> {
     let workload = client.workload;
+    if workload.names_stay {
+        return Ok(false);
+    }
     let mut guests = workload.guests.lock().expect("lock");
     let free: Vec<&str> = GUESTS.into_iter().filter(|login| !guests.contains(login)).collect();
     if guests.is_empty() || free.is_empty() {
