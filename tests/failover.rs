@@ -29,7 +29,7 @@ fn go_and_no_go() {
     check(&ask(&["drain"]), 3, "");
     check(&ask(&["failover-check"]), 1, "no daemon says how far it is");
     let mut run = Spooltap::run(&source.conf(), &replica.url(), &state).expect("starts");
-    run.wait_live(Duration::from_secs(20)).expect("live");
+    run.wait_live(Duration::from_secs(60)).expect("live");
     let deliver = |server: &CyrusServer, text: &str| {
         let text = format!("Subject: {text}\r\n\r\n{text}\r\n");
         server.lmtp().expect("connects").deliver(&["u1", "u2"], text.as_bytes()).expect("delivers");
@@ -37,7 +37,7 @@ fn go_and_no_go() {
     for number in 0..20 {
         deliver(&source, &number.to_string());
     }
-    check(&ask(&["drain", "--wait", "--timeout", "60"]), 0, "drained");
+    check(&ask(&["drain", "--wait", "--timeout", "120"]), 0, "drained");
     let seen = |server: &CyrusServer| snapshot(server, &["u1", "u2"]).expect("is read");
     let differences = diff(&seen(&source), &seen(&replica), &Rules::live());
     // When a server wrote its files; and 3.6.1 makes that one when a user is asked for.
@@ -51,11 +51,11 @@ fn go_and_no_go() {
     check(&ask(&["drain", "--wait", "--timeout", "2"]), 75, "paused");
     check(&ask(&["failover-check", "--no-verify"]), 1, "NO-GO");
     check(&ask(&["resume"]), 0, "");
-    check(&ask(&["drain", "--wait", "--timeout", "60"]), 0, "drained");
+    check(&ask(&["drain", "--wait", "--timeout", "120"]), 0, "drained");
     check(&ask(&["failover-check", "--json"]), 0, "\"go\":true");
     // Somebody worked on the replica.
     deliver(&replica, "on the wrong side");
     check(&ask(&["failover-check"]), 1, "source and replica differ");
-    check(&ask(&["drain", "--wait", "--timeout", "60"]), 0, "drained");
+    check(&ask(&["drain", "--wait", "--timeout", "120"]), 0, "drained");
     assert!(run.terminate().expect("ends").success());
 }

@@ -52,7 +52,7 @@ impl Served {
         command.arg("--passwords").arg(&passwords).args(["--admins", REPLICATOR]).args(arguments);
         command.env("SPOOLTAP_LOG", "warn,spooltap=debug").stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
         let mut served = Self { group: Group::spawn(&mut command).expect("starts"), dir: dir.to_owned(), address };
-        let up = eventually(Duration::from_secs(20), || {
+        let up = eventually(Duration::from_secs(60), || {
             (TcpStream::connect(address).is_ok() || served.group.ended().is_some()).then(|| served.group.ended())
         });
         assert_eq!(up, Some(None), "{}", served.log());
@@ -77,7 +77,7 @@ impl Served {
 
     pub(crate) fn terminate(mut self) -> ExitStatus {
         self.group.signal(Signal::SIGTERM);
-        eventually(Duration::from_secs(20), || self.group.ended()).unwrap_or_else(|| panic!("{}", self.log()))
+        eventually(Duration::from_secs(60), || self.group.ended()).unwrap_or_else(|| panic!("{}", self.log()))
     }
 }
 

@@ -24,7 +24,7 @@ fn around(recording: &Path) -> Vec<String> {
     let served = Served::start(dir.path(), &[]);
     let conf = recording.unpack(&dir.path().join("source")).expect("unpacks");
     let mut run = Spooltap::run(&conf, &served.url(), &dir.path().join("state")).expect("starts");
-    run.wait_live(Duration::from_secs(20)).expect("live");
+    run.wait_live(Duration::from_secs(60)).expect("live");
     let mut player = Player::new(&recording, &dir.path().join("source"));
     let (mut truth, mut users) = (None, std::collections::BTreeSet::new());
     while let Some(mark) = player.next_mark(Speed::Asap).expect("plays") {
@@ -33,7 +33,7 @@ fn around(recording: &Path) -> Vec<String> {
     }
     let truth = truth.expect("has marks");
     let kept = ArchiveStore::open(Archive::open(&archive(dir.path())).expect("opens")).expect("is there");
-    let deadline = Instant::now() + Duration::from_secs(20);
+    let deadline = Instant::now() + Duration::from_secs(60);
     loop {
         let found = compare_replica(&kept, &truth, Depth::Bodies).unwrap_or_else(|error| vec![error.to_string()]);
         if found.is_empty() {

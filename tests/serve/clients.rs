@@ -127,7 +127,7 @@ fn sync_client_rolling() {
         (1..3).for_each(|round| work(&source, round));
         // It has taken up everything when it has nothing to do for a while.
         let log = source.base().join("conf/sync/log");
-        let idle = eventually(Duration::from_secs(20), || {
+        let idle = eventually(Duration::from_secs(60), || {
             let quiet = || !log.exists() && !log.with_file_name("log-run").exists();
             (quiet() && {
                 std::thread::sleep(Duration::from_millis(300));

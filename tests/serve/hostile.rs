@@ -167,7 +167,7 @@ fn limits_hold_and_good_clients_are_served() {
     ] {
         let mut talk = Talk::login(served.address, REPLICATOR, PASSWORD).expect("logs in");
         let _ = talk.send(&request);
-        let end = eventually(Duration::from_secs(5), || match talk.answer() {
+        let end = eventually(Duration::from_secs(30), || match talk.answer() {
             Ok(line) => line.starts_with(b"* Fatal error").then_some(true),
             Err(error) => Some(error.kind() == std::io::ErrorKind::ConnectionReset),
         });
@@ -184,7 +184,7 @@ fn limits_hold_and_good_clients_are_served() {
     assert_eq!(more.said(&body(2, 700_000)), "OK success");
     // No more than so many are let in, and one that leaves makes room.
     let mut in_house = vec![more];
-    let refused = eventually(Duration::from_secs(10), || match Talk::login(served.address, REPLICATOR, PASSWORD) {
+    let refused = eventually(Duration::from_secs(30), || match Talk::login(served.address, REPLICATOR, PASSWORD) {
         Ok(talk) => {
             in_house.push(talk);
             None
@@ -193,7 +193,7 @@ fn limits_hold_and_good_clients_are_served() {
     });
     assert!(in_house.len() <= 4 && refused.is_some(), "{} {refused:?}", in_house.len());
     drop(in_house);
-    let again = eventually(Duration::from_secs(10), || Talk::login(served.address, REPLICATOR, PASSWORD).ok());
+    let again = eventually(Duration::from_secs(30), || Talk::login(served.address, REPLICATOR, PASSWORD).ok());
     assert!(again.is_some());
     good.works(&mut *session);
     drop(idle);

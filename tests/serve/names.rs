@@ -144,7 +144,7 @@ fn cyrus_master_runs_both_names() {
     source.boot().expect("starts");
     work(&source, 2);
     let log = source.base().join("conf/sync/log");
-    let idle = eventually(Duration::from_secs(30), || {
+    let idle = eventually(Duration::from_secs(60), || {
         let quiet = || !log.exists() && !log.with_file_name("log-run").exists();
         (quiet() && {
             std::thread::sleep(Duration::from_millis(500));
@@ -156,8 +156,8 @@ fn cyrus_master_runs_both_names() {
     let stop = source.base().join("conf/sync/stop");
     std::fs::write(&stop, "").expect("asks it to stop");
     // It ends when what it took up is done, and takes the file away.
-    assert_eq!(eventually(Duration::from_secs(20), || (!stop.exists()).then_some(())), Some(()));
-    let pid = eventually(Duration::from_secs(20), || (!is_running(&client)).then_some(()));
+    assert_eq!(eventually(Duration::from_secs(60), || (!stop.exists()).then_some(())), Some(()));
+    let pid = eventually(Duration::from_secs(60), || (!is_running(&client)).then_some(()));
     assert_eq!(pid, Some(()), "it does not end");
     shows_the_same(&source, &place);
 }
@@ -182,10 +182,10 @@ fn systemd_hands_the_socket_over() {
         .arg(&passwords);
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
     let mut group = Group::spawn(&mut command).expect("starts");
-    let talk = eventually(Duration::from_secs(20), || Talk::login(address, REPLICATOR, PASSWORD).ok());
+    let talk = eventually(Duration::from_secs(60), || Talk::login(address, REPLICATOR, PASSWORD).ok());
     assert_eq!(talk.expect("logs in").said(b"GET USER u1\r\n"), "OK success");
     group.signal(Signal::SIGTERM);
-    let ended = eventually(Duration::from_secs(20), || group.ended());
+    let ended = eventually(Duration::from_secs(60), || group.ended());
     assert_eq!(ended.and_then(|status| status.code()), Some(0));
 }
 
