@@ -224,8 +224,8 @@ fn directories_without_a_watch_are_polled() {
     // Without relief nothing but a comparison every 30 s would tell of these.
     let script = r#"
         echo 6 > /proc/sys/user/max_inotify_watches
-        "$SPOOLTAP" events -C "$CONF" --for 4 --notices &
-        sleep 2
+        "$SPOOLTAP" events -C "$CONF" --for 8 --notices &
+        sleep 4
         for name in a b c; do echo x > "$DIR/spool/user/$name/1."; done
         wait
     "#;
