@@ -11,7 +11,7 @@ mod spoiled;
 mod untouched;
 
 use super::util::diff::Exception;
-use super::util::{CyrusServer, Options, Rules, Spooltap, Store, cyrus, diff, snapshot, store};
+use super::util::{CyrusServer, Evidence, Options, Rules, Spooltap, Store, cyrus, diff, snapshot, store};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::fs;
@@ -84,6 +84,9 @@ fn arrives(folder: &Path, name: &str) -> anyhow::Result<String> {
 
     let touched = untouched::changes(&before, &untouched::fingerprint(pair.source.dir.path()));
     anyhow::ensure!(touched.is_empty(), "the source was touched: {touched:?}");
+    let mut evidence = Evidence::default();
+    evidence.equal(&pair.source.truth.0, "");
+    evidence.put_down("push", name);
     let said = String::from_utf8_lossy(&verified.stdout);
     Ok(said.lines().last().unwrap_or_default().to_owned())
 }

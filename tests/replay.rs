@@ -3,7 +3,7 @@
 //!
 //! `tests/run replay DIR…` runs this for any folder of that format.
 
-use super::util::{CyrusServer, Options, Rules, Snapshot, Spooltap, Viewer, cyrus, diff, eventually, store};
+use super::util::{CyrusServer, Evidence, Options, Rules, Snapshot, Spooltap, Viewer, cyrus, diff, eventually, store};
 use spooltap::capture::{Roots, Settings};
 use spooltap::replay::{Mark, Player, Recording, Speed};
 use std::collections::BTreeSet;
@@ -119,7 +119,7 @@ fn try_replay(dir: &Path, name: &str, capture: &str, ends: &[(usize, End)]) -> a
     let mut viewer = Viewer::new(&replica);
     let mut logins = BTreeSet::new();
     let (mut faults, mut lags) = (Vec::new(), Vec::new());
-    let mut marks = 0;
+    let (mut marks, mut evidence) = (0, Evidence::default());
     while let Some(mark) = player.next_mark(Speed::Asap)? {
         marks += 1;
         if let Some((_, end)) = ends.iter().find(|(at, _)| *at == marks) {
@@ -140,7 +140,10 @@ fn try_replay(dir: &Path, name: &str, capture: &str, ends: &[(usize, End)]) -> a
         let since = Instant::now();
         let limit = if faults.is_empty() { LIMIT } else { LIMIT_AFTER_FAULT };
         match wait_for(&mark, &mut viewer, &logins, &rules, limit)? {
-            differences if differences.is_empty() => lags.push(since.elapsed()),
+            differences if differences.is_empty() => {
+                lags.push(since.elapsed());
+                evidence.equal(&mark.truth, &mark.what);
+            }
             differences => faults.push(format!("{name} step {} ({}):\n{}", mark.step, mark.what, listed(&differences))),
         }
         if let Some(status) = spooltap.ended() {
@@ -149,6 +152,9 @@ fn try_replay(dir: &Path, name: &str, capture: &str, ends: &[(usize, End)]) -> a
     }
     if !faults.is_empty() {
         faults.push(format!("{name}: spooltap said\n{}", spooltap.log_end(40)));
+    }
+    if faults.is_empty() && ends.is_empty() {
+        evidence.put_down("live", name);
     }
     let status = spooltap.terminate()?;
     anyhow::ensure!(status.success(), "spooltap ended with {status} after SIGTERM");

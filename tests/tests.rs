@@ -5,6 +5,7 @@ mod util;
 mod archive;
 mod capture;
 mod cli;
+mod compatibility;
 mod cyrus_live;
 mod daemon;
 mod derive;

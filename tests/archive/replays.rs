@@ -1,6 +1,7 @@
 //! Recordings of real servers, replicated into an archive by the engine: what is read back is what IMAP showed.
 
 use super::super::spool::recordings;
+use super::super::util::Evidence;
 use object_store::memory::InMemory;
 use spooltap::archive::{Archive, ArchiveStore};
 use spooltap::capture::Settings;
@@ -45,16 +46,22 @@ fn every_mark_of_every_recording_is_kept() {
         let store = Arc::new(open_store(&conf).expect("opens"));
         let (engine, _state) = start(store, ArchiveTarget::of(archive.clone()), receipts.path());
         let mut player = Player::new(&recording, spool.path());
-        let mut last = None;
+        let (mut last, mut evidence, before) = (None, Evidence::default(), faults.len());
         while let Some(mark) = player.next_mark(Speed::Asap).expect("plays") {
             settle(&engine);
             let kept = ArchiveStore::open(archive.clone()).expect("opens");
             let differences = compare_replica(&kept, &mark.truth, Depth::Bodies).expect("reads");
+            if differences.is_empty() {
+                evidence.equal(&mark.truth, &mark.what);
+            }
             let place = format!("{name} step {} ({})", mark.step, mark.what);
             faults.extend(differences.into_iter().map(|text| format!("{place}: {text}")));
             last = Some(mark.truth);
         }
         engine.stop(Duration::from_secs(5));
+        if faults.len() == before {
+            evidence.put_down("archive", &name);
+        }
         faults.extend(last.and_then(|truth| restore(archive, &truth)).map(|text| format!("{name} restored: {text}")));
     }
     assert!(faults.is_empty(), "{} differences:\n{}", faults.len(), faults[..faults.len().min(40)].join("\n"));

@@ -9,6 +9,7 @@
 
 pub mod cyrus;
 pub mod diff;
+pub mod evidence;
 pub mod gate;
 pub mod imap;
 pub mod names;
@@ -23,6 +24,7 @@ pub mod workload;
 
 pub use cyrus::{CyrusServer, Options};
 pub use diff::{Rules, diff};
+pub use evidence::Evidence;
 pub use gate::Gate;
 pub use imap::Imap;
 pub use rng::Rng;
