@@ -44,6 +44,9 @@ fn every_mark_is_reached_with_fanotify_too() {
 const ENDS: &[(usize, End)] =
     &[(15, End::Asked), (40, End::Killed), (65, End::Lost), (90, End::Killed), (105, End::Lost)];
 
+/// After this mark `verify` looks, while the daemon runs.
+const VERIFIED: usize = 50;
+
 #[derive(Clone, Copy, PartialEq)]
 enum End {
     Asked,
@@ -145,6 +148,18 @@ fn try_replay(dir: &Path, name: &str, capture: &str, ends: &[(usize, End)]) -> a
                 evidence.equal(&mark.truth, &mark.what);
             }
             differences => faults.push(format!("{name} step {} ({}):\n{}", mark.step, mark.what, listed(&differences))),
+        }
+        if !ends.is_empty() && marks == VERIFIED {
+            // The daemon holds its state, and what it remembers becomes durable a quarter of a second later.
+            let verify = || Spooltap::once(&conf, &replica.url(), &state, &["verify"]);
+            let mut last = None;
+            eventually(LIMIT, || {
+                let said = verify().ok()?;
+                let equal = said.status.success();
+                last = Some(said);
+                equal.then_some(())
+            })
+            .ok_or_else(|| anyhow::anyhow!("verify beside the daemon: {last:?}"))?;
         }
         if let Some(status) = spooltap.ended() {
             anyhow::bail!("spooltap ended ({status}) at step {}:\n{}", mark.step, spooltap.log_end(20));

@@ -136,9 +136,13 @@ impl<S: MailStore + ?Sized> Setup<S> {
         Ok(state)
     }
 
-    /// Our state where no daemon holds it; only for reading.
-    pub(super) fn state_if_free(&self) -> Option<State> {
-        self.state().ok()
+    /// Our state for reading: itself, or a copy of it where a daemon holds it.
+    pub(super) fn state_to_read(&self) -> Option<State> {
+        self.state().ok().or_else(|| {
+            let copy = State::open_copy(&self.config.state, &self.store.identity().ok()?)?;
+            self.store.remember_in(copy.memory());
+            Some(copy)
+        })
     }
 
     pub(super) fn replica_targets(&self) -> Result<Vec<Arc<dyn ReplicaTarget>>, Failure> {

@@ -26,7 +26,7 @@ impl VerifyArgs {
 
 pub(super) fn verify(common: &Common, args: &VerifyArgs) -> Outcome {
     let setup = Setup::open_from(common, args.from.as_deref())?;
-    let state = setup.state_if_free();
+    let state = setup.state_to_read();
     let lanes: Vec<Lane> = args.users.iter().map(|user| Lane::User(UserId::from(user.as_str()))).collect();
     let lanes = (!lanes.is_empty()).then_some(lanes);
     let share = setup.share();

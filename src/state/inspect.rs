@@ -27,6 +27,8 @@ pub struct Report {
     /// All pages are what their checksums say.
     pub sound: bool,
     pub replicas: BTreeMap<String, Counts>,
+    /// What a source of 2.3 wants remembered: one entry per thousand UIDs of a mailbox, and one for each mailbox.
+    pub remembered: u64,
     /// Entries that count as absent, because they cannot be read.
     pub unreadable: u64,
 }
@@ -87,6 +89,10 @@ impl StateFile {
             report.closed = text("closed").as_deref() != Some("no");
         }
         self.each(&mut |replica, kind, _, value| {
+            if kind == MEMORY {
+                report.remembered += 1;
+                return;
+            }
             let counts = report.replicas.entry(replica.to_owned()).or_default();
             let read = match kind {
                 b'm' => {
@@ -119,6 +125,9 @@ impl StateFile {
     /// Every receipt, in the order of the file.
     pub fn export(&self, call: &mut dyn FnMut(Entry)) -> Result<(), StateError> {
         self.each(&mut |replica, kind, id, value| {
+            if kind == MEMORY {
+                return;
+            }
             let (kind, value) = match kind {
                 b'm' => ("mailbox", shown::<MailboxReceipt>(value)),
                 b'u' => ("user", shown::<UserReceipt>(value)),
@@ -144,7 +153,7 @@ impl StateFile {
         Ok(())
     }
 
-    /// Forgets all receipts of this replica, or of all; gives how many.
+    /// Forgets all receipts of this replica, or of all; gives how many. What the source wants remembered stays.
     pub fn drop_receipts(&self, replica: Option<&str>) -> Result<u64, StateError> {
         let write = self.db.begin_write().map_err(|e| self.fault(e))?;
         let mut count = 0;
@@ -155,7 +164,7 @@ impl StateFile {
                 replica.is_none_or(|name| rest.strip_prefix(name.as_bytes()).is_some_and(|id| id.first() == Some(&0)))
             };
             let keep = |key: &[u8], _: &[u8]| {
-                let keep = !is_meant(key);
+                let keep = key.first() == Some(&MEMORY) || !is_meant(key);
                 count += u64::from(!keep);
                 keep
             };
@@ -165,6 +174,8 @@ impl StateFile {
         Ok(count)
     }
 }
+
+const MEMORY: u8 = Kind::Memory as isize as u8;
 
 /// Takes replica, kind, id and value.
 type Each<'a> = dyn FnMut(&str, u8, &[u8], &[u8]) + 'a;
@@ -193,11 +204,13 @@ mod tests {
                 replica.put_user(&"jane".into(), &UserReceipt::default());
                 replica.set_primed("user jane");
             }
+            state.memory().put(vec![(b"id1\0".to_vec(), Some(vec![1])), (b"id1\x01".to_vec(), Some(vec![1]))]);
             assert!(matches!(StateFile::open(dir.path()), Err(StateError::Busy { .. })));
         }
         let mut file = StateFile::open(dir.path()).expect("opens").expect("is there");
         let report = file.check().expect("reads");
         assert!(report.is_usable("store one") && !report.is_usable("store two") && report.closed);
+        assert_eq!((report.remembered, report.unreadable), (2, 0));
         let counts = Counts { mailboxes: 1, unfinished: 1, users: 1, quota_roots: 0, lanes: 1 };
         assert_eq!(report.replicas, BTreeMap::from([("a".to_owned(), counts.clone()), ("b".to_owned(), counts)]));
         let mut entries = Vec::new();
@@ -210,5 +223,6 @@ mod tests {
         drop(file);
         let state = State::open(dir.path(), "store one").expect("opens as before");
         assert_eq!(state.replica("b").mailboxes(), []);
+        assert_eq!(state.memory().keys().len(), 2, "it belongs to no replica");
     }
 }

@@ -104,6 +104,24 @@ impl State {
         Ok(Self { inner, writer })
     }
 
+    /// A copy of what another process holds open, for reading; what is put into it is lost. Its last quarter of a second may
+    /// be missing. `None` when there is none, or none that can be used.
+    pub fn open_copy(dir: &Path, store_identity: &str) -> Option<Self> {
+        let place = dir.join(format!("copy-{}", std::process::id()));
+        let copied = std::fs::create_dir(&place).and_then(|()| {
+            std::fs::copy(dir.join("state.redb"), place.join("state.redb"))?;
+            Ok(())
+        });
+        let state = copied.ok().and_then(|()| {
+            // A commit may have come in between, and then it is not one state: no conclusion is drawn from it.
+            open_database(&place.join("state.redb"), store_identity).ok()?;
+            Self::open(&place, store_identity).ok()
+        });
+        // The file stays open; it has no name any more.
+        let _ = std::fs::remove_dir_all(&place);
+        state
+    }
+
     /// Receipts of the replica of this name.
     pub fn replica(&self, name: &str) -> ReplicaState {
         ReplicaState { inner: self.inner.clone(), name: name.as_bytes().to_vec() }
@@ -597,6 +615,26 @@ mod tests {
         let dir = tempfile::tempdir().expect("directory");
         let _held = State::open(dir.path(), "one").expect("opens");
         assert!(matches!(State::open(dir.path(), "one"), Err(StateError::Busy { .. })));
+    }
+
+    #[test]
+    fn a_copy_of_what_is_held_can_be_read() {
+        let dir = tempfile::tempdir().expect("directory");
+        assert!(State::open_copy(dir.path(), "one").is_none());
+        let state = State::open(dir.path(), "one").expect("opens");
+        state.replica("r").put_mailbox(&"a".into(), &receipt("user.a", 1));
+        state.memory().put(vec![(b"k".to_vec(), Some(b"v".to_vec()))]);
+        state.flush();
+        let copy = State::open_copy(dir.path(), "one").expect("is copied");
+        assert_eq!(copy.replica("r").mailbox(&"a".into()), Some(receipt("user.a", 1)));
+        assert_eq!(copy.memory().get(b"k"), Some(b"v".to_vec()));
+        copy.memory().put(vec![(b"k".to_vec(), None)]);
+        copy.flush();
+        drop(copy);
+        assert_eq!(state.memory().get(b"k"), Some(b"v".to_vec()));
+        assert!(State::open_copy(dir.path(), "two").is_none());
+        let left = std::fs::read_dir(dir.path()).expect("lists").flatten().filter(|entry| entry.path().is_dir());
+        assert_eq!(left.count(), 0, "nothing is left over");
     }
 
     #[test]
