@@ -2,7 +2,7 @@
 
 use crate::cyrus::imapd_conf::{ConfError, ImapdConf};
 use crate::cyrus::names::{self, Era, Hashing};
-use crate::model::{MailboxEntry, Partition, UniqueId};
+use crate::model::{MailboxEntry, MboxName, Partition, UniqueId, UserId};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
@@ -76,6 +76,11 @@ pub struct Layout {
 }
 
 impl Layout {
+    /// Whose mailbox it is. A deleted one keeps its owner, in Cyrus's eyes as well.
+    pub fn owner(&self, name: &MboxName) -> Option<UserId> {
+        name.without_deleted(&self.deletedprefix).as_ref().unwrap_or(name).owner()
+    }
+
     pub fn new(conf: &ImapdConf) -> Result<Self, ConfError> {
         let configdirectory = PathBuf::from(conf.get("configdirectory").ok_or(ConfError::Missing("configdirectory"))?);
         let named = |prefix: &str| -> BTreeMap<Partition, PathBuf> {

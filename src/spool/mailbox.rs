@@ -274,7 +274,7 @@ fn add_annotations(
     if map.is_empty() {
         return Ok(());
     }
-    let owner = entry.name.owner();
+    let owner = layout.owner(&entry.name);
     let userids = Userids { owner: owner.as_ref(), carets: layout.carets };
     let mut by_uid = annotations::of_messages(&map, userids)?;
     for record in records {

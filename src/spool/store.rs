@@ -314,7 +314,7 @@ impl LiveSpool {
         snapshot.annotations = annotations::of_scope(
             annotations.map(),
             self.annotation_scope(entry, modern),
-            self.userids(entry.name.owner().as_ref()),
+            self.userids(self.layout.owner(&entry.name).as_ref()),
         )
         .map_err(|error| format_error(&self.layout.annotations_db, &error))?;
         Ok(Some(snapshot))
@@ -437,8 +437,9 @@ impl MailStore for LiveSpool {
         let mut out = BTreeMap::new();
         for scope in scopes {
             let Some(entry) = by_scope.get(scope) else { continue };
-            let list = annotations::of_scope(annotations.map(), scope, self.userids(entry.name.owner().as_ref()))
-                .map_err(|error| format_error(&self.layout.annotations_db, &error))?;
+            let list =
+                annotations::of_scope(annotations.map(), scope, self.userids(self.layout.owner(&entry.name).as_ref()))
+                    .map_err(|error| format_error(&self.layout.annotations_db, &error))?;
             if !list.is_empty() {
                 out.insert(entry.uniqueid.clone(), list);
             }

@@ -11,8 +11,8 @@ mod seen;
 use super::layout::Layout;
 use super::mailbox::SpoolBodies;
 use crate::model::{
-    BodyRef, BodySource, Disposition, MailboxEntry, MailboxSnapshot, MboxName, Memory, MessageGuid, Options, Record,
-    SeenState, StoreError, UniqueId, UserId,
+    BodyRef, BodySource, Disposition, MailboxEntry, MailboxSnapshot, Memory, MessageGuid, Options, Record, SeenState,
+    StoreError, UniqueId, UserId,
 };
 use ledger::Ledger;
 use seen::SeenFiles;
@@ -171,7 +171,7 @@ impl History {
     }
 
     fn state_of(&self, layout: &Layout, entry: &MailboxEntry, shared: bool) -> Result<Option<SeenState>, StoreError> {
-        let user = if shared { Some(UserId::from(ANYONE)) } else { owner(layout, &entry.name) };
+        let user = if shared { Some(UserId::from(ANYONE)) } else { layout.owner(&entry.name) };
         let Some(user) = user else { return Ok(None) };
         Ok(self.seen.of(layout, &user)?.get(&entry.uniqueid).cloned())
     }
@@ -208,7 +208,7 @@ impl History {
         let changed: BTreeSet<&UniqueId> =
             now.keys().chain(before.keys()).filter(|id| now.get(*id) != before.get(*id)).collect();
         let follows = |entry: &&Arc<MailboxEntry>| {
-            changed.contains(&entry.uniqueid) && (anyone || owner(layout, &entry.name).as_ref() == Some(user))
+            changed.contains(&entry.uniqueid) && (anyone || layout.owner(&entry.name).as_ref() == Some(user))
         };
         Ok(entries.iter().filter(follows).map(|entry| entry.uniqueid.clone()).collect())
     }
@@ -243,11 +243,6 @@ impl History {
             }
         }
     }
-}
-
-/// Whose `\Seen` is in the index from 2.4 on; deleted mailboxes keep their owner.
-fn owner(layout: &Layout, name: &MboxName) -> Option<UserId> {
-    name.without_deleted(&layout.deletedprefix).as_ref().unwrap_or(name).owner()
 }
 
 fn guid_of(bodies: &SpoolBodies, record: &Record) -> Result<MessageGuid, StoreError> {
