@@ -388,7 +388,7 @@ fn check_row<'a>(row: Option<&'a Row>, id: &UniqueId, name: &MboxName) -> Result
 
 /// The owner of a mailbox, or of what a deleted one was. The archive is not told `deletedprefix`; nobody changes it.
 fn owner(name: &MboxName) -> Option<UserId> {
-    name.without_deleted(super::store::DELETED_PREFIX).as_ref().unwrap_or(name).owner()
+    name.account(super::store::DELETED_PREFIX)
 }
 
 /// One value per entry and user.

@@ -343,11 +343,7 @@ fn play(
     read.map_err(|error| (SOFTWARE, format!("{file}: {error}")))?;
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     let prefix = conf.get("deletedprefix").unwrap_or("DELETED").as_bytes().to_vec();
-    let owner = |name: &[u8]| {
-        let name = crate::model::MboxName::new(name);
-        let live = name.without_deleted(&prefix);
-        live.as_ref().unwrap_or(&name).owner().map(|user| text(user.as_bytes()))
-    };
+    let owner = |name: &[u8]| crate::model::MboxName::new(name).account(&prefix).map(|user| text(user.as_bytes()));
     // Of whom something is told; `None` where it is nobody's.
     let mut told: Vec<Option<String>> = Vec::new();
     for record in bytes.split(|&byte| byte == b'\n').filter_map(parse) {

@@ -182,7 +182,7 @@ fn without_records(view: &MailboxView) -> MailboxView {
 }
 
 fn owner(name: &MboxName) -> Option<UserId> {
-    name.without_deleted(b"DELETED").as_ref().unwrap_or(name).owner()
+    name.account(b"DELETED")
 }
 
 impl Held {

@@ -22,11 +22,11 @@ pub enum Lane {
 impl Lane {
     /// The lane a mailbox name belongs to; a delayed-deleted name belongs to its former owner.
     pub fn of(name: &MboxName, deleted_prefix: &[u8]) -> Self {
-        let live = name.without_deleted(deleted_prefix);
-        let name = live.as_ref().unwrap_or(name);
-        if let Some(user) = name.owner() {
+        if let Some(user) = name.account(deleted_prefix) {
             return Self::User(user);
         }
+        let live = name.without_deleted(deleted_prefix);
+        let name = live.as_ref().unwrap_or(name);
         let (domain, _) = name.domain_and_local();
         let mut top = domain.map(|domain| [domain, b"!"].concat()).unwrap_or_default();
         top.extend_from_slice(name.components().next().unwrap_or_default());

@@ -283,7 +283,7 @@ impl Pusher<'_> {
     }
 
     fn account_of(&self, name: &MboxName) -> Option<UserId> {
-        name.without_deleted(self.store().deleted_prefix()).as_ref().unwrap_or(name).owner()
+        name.account(self.store().deleted_prefix())
     }
 
     /// User data and quota roots hang on INBOX and names: what the replica has of them is not known any more.

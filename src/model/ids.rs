@@ -238,6 +238,11 @@ impl MboxName {
         Some(out.into())
     }
 
+    /// Whose mailbox it is. A delayed-deleted one keeps its owner, in Cyrus's eyes as well.
+    pub fn account(&self, deleted_prefix: &[u8]) -> Option<UserId> {
+        self.without_deleted(deleted_prefix).as_ref().unwrap_or(self).owner()
+    }
+
     /// The name below `prefix` that a deleted mailbox of this name has, but for the time at its end.
     pub fn with_deleted(&self, prefix: &[u8]) -> MboxName {
         let (domain, local) = self.domain_and_local();
@@ -316,6 +321,10 @@ mod tests {
         assert_eq!(check("DELETED.user.u1.X.6B050AE9").as_deref(), Some("user.u1.X"));
         assert_eq!(check("dom.test!DELETED.user.u3.6B050AE9").as_deref(), Some("dom.test!user.u3"));
         assert_eq!(check("user.u1.X"), None);
+        let account = |name: &str| MboxName::from(name).account(b"DELETED").map(|user| user.to_string());
+        assert_eq!(account("DELETED.user.u1.X.6B050AE9").as_deref(), Some("u1"));
+        assert_eq!(account("dom.test!DELETED.user.u3.6B050AE9").as_deref(), Some("u3@dom.test"));
+        assert_eq!(account("DELETED.shared.news.6B050AE9"), None);
         for name in ["user.u1.X", "dom.test!user.u3"] {
             let deleted = MboxName::from(name).with_deleted(b"DELETED");
             assert_eq!(check(&format!("{deleted}.6B050AE9")).as_deref(), Some(name));

@@ -76,9 +76,9 @@ pub struct Layout {
 }
 
 impl Layout {
-    /// Whose mailbox it is. A deleted one keeps its owner, in Cyrus's eyes as well.
+    /// Whose mailbox it is, or was.
     pub fn owner(&self, name: &MboxName) -> Option<UserId> {
-        name.without_deleted(&self.deletedprefix).as_ref().unwrap_or(name).owner()
+        name.account(&self.deletedprefix)
     }
 
     pub fn new(conf: &ImapdConf) -> Result<Self, ConfError> {
