@@ -4,7 +4,6 @@ use super::setup::{Setup, replica_failure};
 use super::{Common, Exit, Failure, Outcome};
 use crate::daemon::{self, End, Running, Service};
 use crate::engine::Options;
-use crate::model::ReplicaError;
 use clap::Args;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -39,7 +38,7 @@ fn refusals(setup: &Setup) -> Result<(), Failure> {
                 usable += 1;
                 session.close();
             }
-            Err(error @ ReplicaError::Fatal(_)) => {
+            Err(error) if error.is_fatal() => {
                 error!(replica = %target.name(), %error, "replica refuses us");
                 refused.get_or_insert(error);
             }

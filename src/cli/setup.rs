@@ -179,6 +179,7 @@ impl<S: MailStore + ?Sized> Setup<S> {
 pub(super) fn replica_failure(error: ReplicaError) -> Failure {
     let exit = match error {
         ReplicaError::Lost { .. } => Exit::Replica,
+        ReplicaError::Denied(denial, _) => denial.into(),
         _ => Exit::Refused,
     };
     Failure::new(exit, error)

@@ -2,6 +2,7 @@
 //! are rsasl's; CRAM-MD5 and DIGEST-MD5, which some old servers offer alone, are in `digest`.
 
 use super::digest;
+use crate::model::Denial;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use rsasl::prelude::{Mechname, SASLClient, SASLConfig, Session, State};
@@ -19,6 +20,16 @@ pub enum SaslError {
     ClearText { offered: String },
     #[error("mechanism {mechanism} failed: {cause}")]
     Step { mechanism: String, cause: String },
+}
+
+impl SaslError {
+    /// What is to be mended.
+    pub fn denial(&self) -> Denial {
+        match self {
+            Self::NoMechanism { .. } | Self::ClearText { .. } => Denial::Mechanism,
+            Self::Step { .. } => Denial::Login,
+        }
+    }
 }
 
 /// Who we are.

@@ -1,6 +1,7 @@
 //! TLS on top of a connected socket, by rustls: whom we believe, who we say we are.
 
 use crate::config::Tls;
+use crate::model::Denial;
 use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, ring, verify_tls12_signature, verify_tls13_signature};
@@ -20,12 +21,24 @@ pub enum TlsError {
     File { path: String, cause: String },
     #[error("{0} is no server name that a certificate can have; set server_name in [tls]")]
     Name(String),
-    #[error("the server's certificate is refused: {0}")]
-    Certificate(String),
+    #[error("the server's certificate is refused: {1}")]
+    Certificate(Denial, String),
     #[error("TLS: {0}")]
     Protocol(String),
     #[error("{0}")]
     Io(#[from] io::Error),
+}
+
+impl TlsError {
+    /// What is to be mended; `None` when the connection broke or our own files are at fault.
+    pub fn denial(&self) -> Option<Denial> {
+        match self {
+            Self::Certificate(denial, _) => Some(*denial),
+            Self::Protocol(_) => Some(Denial::Tls),
+            Self::Name(_) => Some(Denial::OtherName),
+            Self::File { .. } | Self::Io(_) => None,
+        }
+    }
 }
 
 /// A connection under TLS.
@@ -33,6 +46,28 @@ pub type TlsStream = StreamOwned<ClientConnection, TcpStream>;
 
 fn file(path: &Path, cause: impl ToString) -> TlsError {
     TlsError::File { path: path.display().to_string(), cause: cause.to_string() }
+}
+
+/// What the server thought of our certificate. Under TLS 1.3 it says so after our side of the handshake is done, where
+/// the first answer is read.
+pub fn refused_ours(error: &io::Error) -> Option<String> {
+    use rustls::AlertDescription as Alert;
+    match error.get_ref()?.downcast_ref::<rustls::Error>()? {
+        rustls::Error::AlertReceived(
+            alert @ (Alert::BadCertificate
+            | Alert::UnsupportedCertificate
+            | Alert::CertificateRevoked
+            | Alert::CertificateExpired
+            | Alert::CertificateUnknown
+            | Alert::UnknownCA
+            | Alert::AccessDenied
+            | Alert::DecryptError
+            | Alert::CertificateRequired),
+        ) => Some(format!(
+            "the server refuses our certificate ({alert:?}): renew it, or name its CA there (tls_client_ca_file)"
+        )),
+        _ => None,
+    }
 }
 
 /// Shakes hands. The stream's timeouts hold for that, too.
@@ -56,20 +91,22 @@ fn told_io(error: &io::Error) -> TlsError {
 
 fn told(error: &rustls::Error) -> TlsError {
     use rustls::CertificateError as Bad;
-    let cure = match error {
-        rustls::Error::InvalidCertificate(bad) => match bad {
-            Bad::UnknownIssuer => "nobody we believe has signed it; name its CA as ca_file, or its pin_sha256 in [tls]",
-            Bad::Expired | Bad::ExpiredContext { .. } => "it has expired",
-            Bad::NotValidYet | Bad::NotValidYetContext { .. } => "it is not valid yet; is the clock right?",
-            Bad::NotValidForName | Bad::NotValidForNameContext { .. } => {
-                "it is for another name; set server_name in [tls]"
-            }
-            Bad::ApplicationVerificationFailure => "it is not the one whose pin_sha256 is set",
-            _ => return TlsError::Certificate(format!("{bad:?}")),
-        },
-        other => return TlsError::Protocol(other.to_string()),
+    let rustls::Error::InvalidCertificate(bad) = error else { return TlsError::Protocol(error.to_string()) };
+    let (denial, cure) = match bad {
+        Bad::UnknownIssuer => {
+            (Denial::Stranger, "nobody we believe has signed it; name its CA as ca_file, or its pin_sha256 in [tls]")
+        }
+        Bad::ApplicationVerificationFailure => (Denial::Stranger, "it is not the one whose pin_sha256 is set"),
+        Bad::Expired | Bad::ExpiredContext { .. } => (Denial::Expired, "it has expired"),
+        Bad::NotValidYet | Bad::NotValidYetContext { .. } => {
+            (Denial::Expired, "it is not valid yet; is the clock right?")
+        }
+        Bad::NotValidForName | Bad::NotValidForNameContext { .. } => {
+            (Denial::OtherName, "it is for another name; set server_name in [tls]")
+        }
+        _ => return TlsError::Certificate(Denial::Tls, format!("{bad:?}")),
     };
-    TlsError::Certificate(cure.to_owned())
+    TlsError::Certificate(denial, cure.to_owned())
 }
 
 fn config(tls: &Tls) -> Result<ClientConfig, TlsError> {
@@ -110,7 +147,10 @@ fn roots(tls: &Tls) -> Result<RootCertStore, TlsError> {
             let found = rustls_native_certs::load_native_certs();
             roots.add_parsable_certificates(found.certs);
             if roots.is_empty() {
-                return Err(TlsError::Certificate("this system has no CA; name one as ca_file in [tls]".into()));
+                return Err(TlsError::Certificate(
+                    Denial::Stranger,
+                    "this system has no CA; name one as ca_file in [tls]".into(),
+                ));
             }
         }
     }

@@ -667,7 +667,7 @@ impl Worker {
                 }
                 Err(error) => {
                     self.trouble(&error, pause);
-                    let fatal = matches!(error, ReplicaError::Fatal(_));
+                    let fatal = error.is_fatal();
                     *lock(&self.shared.fatal) = Some(error.to_string());
                     if self.stop_on_fatal && (fatal || pause > Duration::from_secs(2)) {
                         self.shared.queue.close();

@@ -81,7 +81,9 @@ impl<'a> Pusher<'a> {
         let mut out = Vec::with_capacity(items.len());
         match self.prepare(job, &mut items) {
             Ok(()) => {}
-            Err(JobError::Replica(error @ (ReplicaError::Lost { .. } | ReplicaError::Fatal(_)))) => {
+            Err(JobError::Replica(
+                error @ (ReplicaError::Lost { .. } | ReplicaError::Fatal(_) | ReplicaError::Denied(..)),
+            )) => {
                 // A lane that cannot even be looked at without losing the session holds up nobody for ever.
                 let lost = self.shared.count_loss(&job.lane, &Item::Compare);
                 let outcome = || match lost {
@@ -120,7 +122,9 @@ impl<'a> Pusher<'a> {
             match result {
                 Ok(()) => out.push((item, at, Outcome::Done, name)),
                 Err(JobError::Needs(lane)) => out.push((item, at, Outcome::Needs(lane), name)),
-                Err(JobError::Replica(error @ (ReplicaError::Lost { .. } | ReplicaError::Fatal(_)))) => {
+                Err(JobError::Replica(
+                    error @ (ReplicaError::Lost { .. } | ReplicaError::Fatal(_) | ReplicaError::Denied(..)),
+                )) => {
                     // A request that makes the server drop us every time must not hold up its lane for ever.
                     let outcome = if self.shared.count_loss(&job.lane, &item) {
                         Outcome::Failed { reason: error.to_string(), quarantine: true }

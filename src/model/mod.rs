@@ -19,7 +19,7 @@ pub use mailbox::{
     SystemFlags, UserFlags,
 };
 pub use seam::{
-    AnnotCrc, Body, BodySource, Capabilities, Disposition, Fingerprint, LeftOut, Listing, MailStore, Memory, Replica,
-    ReplicaError, ReplicaTarget, StoreError,
+    AnnotCrc, Body, BodySource, Capabilities, Denial, Disposition, Fingerprint, LeftOut, Listing, MailStore, Memory,
+    Replica, ReplicaError, ReplicaTarget, StoreError,
 };
 pub use user::{AccountView, QuotaLimits, QuotaResource, SeenState, SieveScript, UserMeta};

@@ -32,6 +32,29 @@ pub struct StoreError {
     pub disposition: Disposition,
 }
 
+/// Why there is no session with a replica, where an admin has one thing to mend. Each has an exit code.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Denial {
+    /// Wrong user or password.
+    Login,
+    /// The login is good; the user is not an admin there.
+    NotAdmin,
+    /// Nothing that both sides can do and that we may do.
+    Mechanism,
+    /// TLS is wanted and not offered.
+    NoTls,
+    /// The server's certificate is not valid any more, or not yet.
+    Expired,
+    /// Nobody we believe has signed it, or it is not the pinned one.
+    Stranger,
+    /// It is for another name.
+    OtherName,
+    /// Any other end of a handshake.
+    Tls,
+    /// The server does not believe ours.
+    OurCertificate,
+}
+
 /// A replica refused, or could not be reached.
 #[derive(Debug, thiserror::Error)]
 pub enum ReplicaError {
@@ -41,6 +64,9 @@ pub enum ReplicaError {
     /// Credentials, rights, wrong kind of server: trying again does not help.
     #[error("{0}")]
     Fatal(String),
+    /// The same, where it has a name of its own.
+    #[error("{1}")]
+    Denied(Denial, String),
     /// The replica does not hold what the update was based on (`SYNC_CHANGED`, `SYNC_CHECKSUM`): view it and diff anew.
     #[error("replica has changed: {0}")]
     Changed(String),
@@ -68,10 +94,15 @@ impl StoreError {
 }
 
 impl ReplicaError {
+    /// Trying again does not help until somebody has mended something.
+    pub fn is_fatal(&self) -> bool {
+        self.disposition() == Disposition::Stop
+    }
+
     pub fn disposition(&self) -> Disposition {
         match self {
             Self::Lost { .. } => Disposition::Reconnect,
-            Self::Fatal(_) => Disposition::Stop,
+            Self::Fatal(_) | Self::Denied(..) => Disposition::Stop,
             Self::Changed(_) | Self::NoSuchMailbox(_) | Self::Moved(_) | Self::Locked(_) => Disposition::RetrySoon,
             Self::Body(error) => error.disposition,
             Self::Refused(_) => Disposition::Quarantine,

@@ -37,7 +37,7 @@ impl From<ReplicaError> for Refused {
             ReplicaError::Changed(_) => no(CHECKSUM),
             ReplicaError::Refused(_) => no(NOT_SUPPORTED),
             ReplicaError::Body(_) | ReplicaError::Lost { .. } => no("IMAP_IOERROR System I/O error"),
-            ReplicaError::Fatal(text) => Self::Gone(text),
+            ReplicaError::Fatal(text) | ReplicaError::Denied(_, text) => Self::Gone(text),
         }
     }
 }

@@ -48,8 +48,8 @@ fn a_replica_that_refuses_us_is_77_and_one_that_is_not_there_is_69() {
     let nobody =
         std::net::TcpListener::bind((replica.csync().ip(), 0)).and_then(|socket| socket.local_addr()).expect("port");
     let cases: &[(&str, String, &str, i32, &[&str])] = &[
-        ("wrong password", url.clone(), "wrong", 77, &["refuses the login of repl", "check user and password"]),
-        ("no admin", url.replace("repl@", "u1@"), "secret", 77, &["permission denied", "one of the replica's admins"]),
+        ("wrong password", url.clone(), "wrong", 80, &["refuses the login of repl", "check user and password"]),
+        ("no admin", url.replace("repl@", "u1@"), "secret", 81, &["permission denied", "one of the replica's admins"]),
         ("another service", url.replace(":2005", ":1143"), "secret", 77, &["not a csync service", "2005"]),
         ("nobody answers", format!("csync://repl@{nobody}"), "secret", 69, &["refused", "does sync_server listen"]),
         ("no such host", "csync://repl@no-such-host.invalid".into(), "secret", 69, &["is this the host"]),

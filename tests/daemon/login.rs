@@ -52,14 +52,14 @@ fn every_mechanism_lets_us_in_and_a_wrong_password_does_not() {
         let only = format!("mechanisms = [\"{mechanism}\"]\nrealm = \"lab.test\"\n");
         let url = server.url();
         lab.check(&url, &only, cyrus::PASSWORD, 0, "");
-        lab.check(&url, &only, "not-this-one", 77, &format!("refuses the login of repl by {mechanism}"));
+        lab.check(&url, &only, "not-this-one", 80, &format!("refuses the login of repl by {mechanism}"));
     }
     // Where somebody could listen the password is not sent; what needs no password sent is taken by itself.
     lab.check(&server.url(), "cleartext = \"never\"\n", cyrus::PASSWORD, 0, "");
     server.set("sasl_mech_list", "PLAIN LOGIN").expect("sets");
     server.restart().expect("restarts");
-    lab.check(&server.url(), "cleartext = \"never\"\n", cyrus::PASSWORD, 77, "sends the password in clear");
-    lab.check(&server.url(), "mechanisms = [\"SCRAM-SHA-256\"]\n", cyrus::PASSWORD, 77, "allow one of SCRAM-SHA-256");
+    lab.check(&server.url(), "cleartext = \"never\"\n", cyrus::PASSWORD, 82, "sends the password in clear");
+    lab.check(&server.url(), "mechanisms = [\"SCRAM-SHA-256\"]\n", cyrus::PASSWORD, 82, "allow one of SCRAM-SHA-256");
     // The password as systemd hands it over, and as a file that is nobody else's.
     let credentials = lab.dir.path().join("credentials");
     let secret = credentials.join("spooltap-password");
@@ -76,5 +76,5 @@ fn every_mechanism_lets_us_in_and_a_wrong_password_does_not() {
     assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
 
     let stranger = server.url().replace("repl@", "u1@");
-    lab.check(&stranger, "", cyrus::PASSWORD, 77, "admin");
+    lab.check(&stranger, "", cyrus::PASSWORD, 81, "permission denied; the user must be one of the replica's admins");
 }

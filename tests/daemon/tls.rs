@@ -54,6 +54,8 @@ fn a_certificate_is_believed_for_a_reason_or_refused_with_one() {
     let (certificate, key, pin) = ca.sign(dir.path(), "replica.test", false);
     let (expired, expired_key, _) = ca.sign(dir.path(), "replica.test", true);
     let (ours, our_key, _) = ca.sign(dir.path(), "repl", false);
+    let (stale, stale_key, _) = ca.sign(dir.path(), "repl", true);
+    let (strange, strange_key, _) = other.sign(dir.path(), "stranger", false);
     let options = Options::new()
         .set("sasl_mech_list", "PLAIN EXTERNAL")
         .set("allowplaintext", "no")
@@ -67,23 +69,27 @@ fn a_certificate_is_believed_for_a_reason_or_refused_with_one() {
     let url = server.url();
     let password = cyrus::PASSWORD;
     lab.check(&url, &by_ca, password, 0, "");
-    lab.check(&url, &format!("cleartext = \"never\"\n{by_ca}"), password, 77, "sends the password in clear");
-    lab.check(&url, &by_ca, "not-this-one", 77, "refuses the login of repl by PLAIN");
+    lab.check(&url, &format!("cleartext = \"never\"\n{by_ca}"), password, 82, "sends the password in clear");
+    lab.check(&url, &by_ca, "not-this-one", 80, "refuses the login of repl by PLAIN");
     lab.check(&url, &tls(&format!("pin_sha256 = {pin:?}\n")), password, 0, "");
-    lab.check(&url, &tls(&format!("pin_sha256 = {:?}\n", pin.replace(['0', '1'], "2"))), password, 77, "pin_sha256");
+    lab.check(&url, &tls(&format!("pin_sha256 = {:?}\n", pin.replace(['0', '1'], "2"))), password, 85, "pin_sha256");
     let foreign = tls(&format!("ca_file = {:?}\nserver_name = \"replica.test\"\n", other.file));
-    lab.check(&url, &foreign, password, 77, "nobody we believe has signed it");
-    lab.check(&url, &tls(&format!("ca_file = {:?}\n", ca.file)), password, 77, "it is for another name");
+    lab.check(&url, &foreign, password, 85, "nobody we believe has signed it");
+    lab.check(&url, &tls(&format!("ca_file = {:?}\n", ca.file)), password, 86, "it is for another name");
     // Our own certificate instead of a password.
     let external = format!("mechanisms = [\"EXTERNAL\"]\n{by_ca}certificate = {ours:?}\nkey = {our_key:?}\n");
     lab.check(&url, &external, password, 0, "");
-    lab.check(&url, &format!("mechanisms = [\"EXTERNAL\"]\n{by_ca}"), password, 77, "none of it can be used");
+    for (theirs, why) in [((&stale, &stale_key), "CertificateExpired"), ((&strange, &strange_key), "UnknownCA")] {
+        let theirs = format!("{by_ca}certificate = {:?}\nkey = {:?}\n", theirs.0, theirs.1);
+        lab.check(&url, &theirs, password, 88, &format!("refuses our certificate ({why})"));
+    }
+    lab.check(&url, &format!("mechanisms = [\"EXTERNAL\"]\n{by_ca}"), password, 82, "none of it can be used");
 
     server.set("tls_server_cert", expired.display()).expect("sets");
     server.set("tls_server_key", expired_key.display()).expect("sets");
     server.restart().expect("restarts");
-    lab.check(&url, &by_ca, password, 77, "it has expired");
+    lab.check(&url, &by_ca, password, 84, "it has expired");
 
     let bare = CyrusServer::start(Options::new()).expect("starts");
-    lab.check(&bare.url(), &by_ca, password, 77, "does not offer STARTTLS");
+    lab.check(&bare.url(), &by_ca, password, 83, "does not offer STARTTLS");
 }

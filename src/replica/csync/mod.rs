@@ -13,11 +13,11 @@ mod url;
 use crate::config::{Access, ClearText, Compress, ReplicaConfig, Secret, TlsMode};
 use crate::csync::command::{self, Untagged};
 use crate::csync::dialect::generation_of;
-use crate::csync::sasl::{Identity, Login, Terms};
+use crate::csync::sasl::{Identity, Login, SaslError, Terms};
 use crate::csync::tls::TlsError;
 use crate::csync::transport::Transport;
 use crate::csync::{Dialect, Generation};
-use crate::model::{Capabilities, MboxName, Partition, Replica, ReplicaError, ReplicaTarget, UserId};
+use crate::model::{Capabilities, Denial, MboxName, Partition, Replica, ReplicaError, ReplicaTarget, UserId};
 use session::{Greeting, Session, There};
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -82,6 +82,10 @@ impl CsyncTarget {
 
     fn lost(&self, cause: &dyn std::fmt::Display) -> ReplicaError {
         ReplicaError::Lost { replica: self.url.clone(), cause: cause.to_string() }
+    }
+
+    fn denied(&self, denial: Denial, cause: impl std::fmt::Display) -> ReplicaError {
+        ReplicaError::Denied(denial, format!("{}: {cause}", self.url))
     }
 
     fn connect(&self) -> Result<Session, ReplicaError> {
@@ -156,16 +160,19 @@ impl CsyncTarget {
     /// STARTTLS; the server greets anew under it, and only that greeting counts.
     fn start_tls(&self, session: &mut Session, greeting: &Greeting, host: &str) -> Result<Greeting, ReplicaError> {
         if !greeting.starttls {
-            return Err(fatal(format!(
-                "{}: the server does not offer STARTTLS, or somebody on the way hides it: give it a certificate \
+            return Err(self.denied(
+                Denial::NoTls,
+                "the server does not offer STARTTLS, or somebody on the way hides it: give it a certificate \
                  (tls_server_cert, tls_server_key), or set mode = \"never\" in [tls]",
-                self.url
-            )));
+            ));
         }
         session.line(b"STARTTLS\r\n")?;
         session.transport.start_tls(host, &self.access.tls).map_err(|error| match error {
             TlsError::Io(error) => self.lost(&error),
-            error => fatal(format!("{}: {error}", self.url)),
+            error => match error.denial() {
+                Some(denial) => self.denied(denial, &error),
+                None => fatal(format!("{}: {error}", self.url)),
+            },
         })?;
         session.greeting()
     }
@@ -187,31 +194,30 @@ impl CsyncTarget {
         };
         let realm = self.realm.as_deref();
         let who = Identity { user, password, realm, service: "csync", host };
-        let mut login = Login::start(&greeting.mechanisms, &who, &terms)
-            .map_err(|error| fatal(format!("{}: {error}", self.url)))?;
-        let mut line = login.command().map_err(|error| fatal(format!("{}: {error}", self.url)))?;
+        let denied = |error: SaslError| self.denied(error.denial(), &error);
+        let mut login = Login::start(&greeting.mechanisms, &who, &terms).map_err(denied)?;
+        let mut line = login.command().map_err(denied)?;
         loop {
             session.send(line.as_bytes(), true)?;
             let answer = session.answer()?;
             if answer.starts_with(b"OK") {
-                return login.accepted().map_err(|error| fatal(format!("{}: {error}", self.url)));
+                return login.accepted().map_err(denied);
             }
             match answer.strip_prefix(b"+") {
-                Some(challenge) => {
-                    line = login.answer(challenge).map_err(|error| fatal(format!("{}: {error}", self.url)))?
-                }
+                Some(challenge) => line = login.answer(challenge).map_err(denied)?,
                 None => {
                     let text = String::from_utf8_lossy(&answer);
                     // The server's own trouble, such as saslauthd being down, passes.
                     if ["generic", "transient", "temporar"].iter().any(|word| text.contains(word)) {
                         return Err(session.lost(format!("login: {text}")));
                     }
-                    return Err(fatal(format!(
+                    let told = format!(
                         "{} refuses the login of {user} by {}: {}; check user and password (sync_authname, sync_password)",
                         self.url,
                         login.mechanism(),
                         text
-                    )));
+                    );
+                    return Err(ReplicaError::Denied(Denial::Login, told));
                 }
             }
         }

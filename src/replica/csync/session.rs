@@ -2,10 +2,12 @@
 
 use super::{Known, fatal};
 use crate::csync::command::{self, Untagged};
+use crate::csync::tls::refused_ours;
 use crate::csync::transport::Transport;
 use crate::csync::{Dialect, Generation};
 use crate::model::{
-    AccountView, MailboxView, MboxName, MessageGuid, Partition, ReplicaError, SieveName, SieveScript, Uid, UniqueId,
+    AccountView, Denial, MailboxView, MboxName, MessageGuid, Partition, ReplicaError, SieveName, SieveScript, Uid,
+    UniqueId,
 };
 use std::collections::{BTreeMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -78,7 +80,10 @@ impl Session {
     }
 
     pub(super) fn answer(&mut self) -> Result<Vec<u8>, ReplicaError> {
-        let answer = self.transport.answer().map_err(|error| self.lost(error))?;
+        let answer = self.transport.answer().map_err(|error| match refused_ours(&error) {
+            Some(told) => ReplicaError::Denied(Denial::OurCertificate, format!("{}: {told}", self.url)),
+            None => self.lost(error),
+        })?;
         if answer.starts_with(b"BYE") || answer.starts_with(b"* BYE") || answer.starts_with(b"* Fatal error") {
             return Err(self.lost(String::from_utf8_lossy(&answer)));
         }
@@ -158,10 +163,13 @@ impl Session {
             "IMAP_MAILBOX_MOVED" => ReplicaError::Moved(text),
             "IMAP_MAILBOX_NONEXISTENT" | "IMAP_INVALID_USER" => ReplicaError::NoSuchMailbox(text),
             "IMAP_MAILBOX_LOCKED" => ReplicaError::Locked(text),
-            "Permission" => fatal(format!(
-                "{}: permission denied; the user must be one of the replica's admins (imapd.conf there)",
-                self.url
-            )),
+            "Permission" => ReplicaError::Denied(
+                Denial::NotAdmin,
+                format!(
+                    "{}: permission denied; the user must be one of the replica's admins (imapd.conf there)",
+                    self.url
+                ),
+            ),
             // The words of 2.4 and 2.5.
             _ if text.contains("Mailbox has been moved") => ReplicaError::Moved(text),
             _ if text.contains("Mailbox does not exist") => ReplicaError::NoSuchMailbox(text),
