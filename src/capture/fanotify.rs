@@ -14,7 +14,7 @@ use super::fanevent::{
 use super::feed::{Control, Feed, TouchKind};
 use super::ground::{Area, Ground};
 use super::mounts::{self, Mounts};
-use super::{CaptureError, Reach, Source, handle, local, wait_also};
+use super::{BACKLOG_MOST, BUFFER_BYTES, CaptureError, EVENTS_BETWEEN_READS, Reach, Source, handle, local, wait_also};
 use crate::model::{DirtyKey, MailboxRef, Scope};
 use nix::errno::Errno;
 use nix::sys::fanotify::{EventFFlags, Fanotify, InitFlags, MarkFlags, MaskFlags};
@@ -37,11 +37,6 @@ const REPORT_NAME: u32 = 0x800;
 /// Linux 5.17: what an event happened to, and renames as one event.
 const REPORT_TARGET_FID: u32 = 0x1000;
 
-const BUFFER_BYTES: usize = 256 * 1024;
-/// Events looked at between two reads of the kernel's queue.
-const EVENTS_BETWEEN_READS: usize = 512;
-/// Events held here; more are left to the kernel, which says so when it drops them.
-const BACKLOG_MOST: usize = 1_000_000;
 /// Directories whose paths are remembered.
 const PATHS_MOST: usize = 100_000;
 /// Removed directories that are remembered, for events that happened in them before.
@@ -202,15 +197,8 @@ impl Source for FanotifySource {
             }
             // Nothing of the store stays open while we sleep.
             self.systems.values_mut().for_each(|system| system.open.clear());
-            if orders.wants_all() {
-                feed.flush();
-                let stop = orders.stop;
-                orders.done();
-                if stop {
-                    return Ok(());
-                }
-            } else {
-                feed.hand_on(Instant::now());
+            if feed.round_done(orders, Instant::now()) {
+                return Ok(());
             }
         }
     }

@@ -195,6 +195,19 @@ impl Feed {
         self.give(all);
     }
 
+    /// Ends a round of a source: answers who waits for everything, or hands on what is due; true when the source is to
+    /// return.
+    pub fn round_done(&mut self, orders: Orders, now: Instant) -> bool {
+        if !orders.wants_all() {
+            self.hand_on(now);
+            return false;
+        }
+        self.flush();
+        let stop = orders.stop;
+        orders.done();
+        stop
+    }
+
     fn give(&mut self, notices: Vec<Notice>) {
         if !notices.is_empty() {
             self.counters.notices.fetch_add(notices.len() as u64, Relaxed);

@@ -12,12 +12,10 @@ use super::feed::{Control, Feed, TouchKind};
 use super::ground::{Ground, Relief};
 use super::mounts::Mounts;
 use super::table::{Dir, Role, Table};
-use super::{CaptureError, Source};
+use super::{BACKLOG_MOST, BUFFER_BYTES, CaptureError, EVENTS_BETWEEN_READS, Source, wait_also};
 use crate::model::{DirtyKey, MailboxRef, Scope};
 use ::inotify::{EventMask, Inotify, WatchDescriptor, WatchMask, Watches};
 use nix::errno::Errno;
-use nix::poll::{PollFd, PollFlags, ppoll};
-use nix::sys::time::TimeSpec;
 use std::collections::{BTreeSet, HashSet, VecDeque};
 use std::ffi::OsStr;
 use std::io;
@@ -46,15 +44,10 @@ const RETRY: Duration = Duration::from_secs(30);
 const UNWATCHED_MOST: usize = 1000;
 /// Unwatched directories that are named one by one to the engine; with more, everything is compared.
 const SCOPES_MOST: usize = 32;
-const BUFFER_BYTES: usize = 256 * 1024;
 /// Directories walked between two looks at the kernel's queue.
 const SIPHON_EVERY: usize = 32;
-/// Events looked at between two reads of the kernel's queue.
-const EVENTS_BETWEEN_READS: usize = 512;
 /// So many events back a repeated MODIFY is recognised and dropped before anything is made of it.
 const REPEAT_WITHIN: usize = 8;
-/// Events held here while a walk goes on; more are left to the kernel, which says so when it drops them.
-const BACKLOG_MOST: usize = 1_000_000;
 
 struct Raw {
     wd: i32,
@@ -171,15 +164,8 @@ impl Source for InotifySource {
             }
             self.give_up()?;
             self.count(feed);
-            if orders.wants_all() {
-                feed.flush();
-                let stop = orders.stop;
-                orders.done();
-                if stop {
-                    return Ok(());
-                }
-            } else {
-                feed.hand_on(now);
+            if feed.round_done(orders, now) {
+                return Ok(());
             }
         }
     }
@@ -189,15 +175,7 @@ impl InotifySource {
     /// Sleeps until there is something to do; true when something was mounted or unmounted.
     fn wait(&self, feed: &Feed, control: &Control) -> Result<bool, CaptureError> {
         let wake_at = [feed.next_deadline(), self.unwatched.retry_at].into_iter().flatten().min();
-        let timeout = wake_at.map(|at| TimeSpec::from_duration(at.saturating_duration_since(Instant::now())));
-        let mut fds =
-            vec![PollFd::new(self.inotify.as_fd(), PollFlags::POLLIN), PollFd::new(control.as_fd(), PollFlags::POLLIN)];
-        fds.extend(self.mounts.descriptor().map(|fd| PollFd::new(fd, PollFlags::POLLPRI)));
-        match ppoll(&mut fds, timeout, None) {
-            Ok(_) => Ok(fds.get(2).and_then(PollFd::any).unwrap_or(false)),
-            Err(Errno::EINTR) => Ok(false),
-            Err(errno) => Err(CaptureError::System { what: "poll", cause: errno.into() }),
-        }
+        wait_also(control, Some(self.inotify.as_fd()), self.mounts.descriptor(), wake_at)
     }
 
     /// Ends this source when watches have run out and another one needs none.

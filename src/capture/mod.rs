@@ -65,6 +65,13 @@ pub const SOURCES: &[SourceKind] = &[
     SourceKind { name: "scan", prompt: false, auto: true, fit: any_place, open: scan::open },
 ];
 
+/// One read of a kernel's queue.
+const BUFFER_BYTES: usize = 256 * 1024;
+/// Events looked at between two reads of the kernel's queue.
+const EVENTS_BETWEEN_READS: usize = 512;
+/// Events held here; more are left to the kernel, which says so when it drops them.
+const BACKLOG_MOST: usize = 1_000_000;
+
 /// The value of `capture` that chooses by itself.
 pub const AUTO: &str = "auto";
 

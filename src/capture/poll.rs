@@ -91,15 +91,8 @@ impl Source for PollSource {
                 self.quick(feed);
                 quick_at = Instant::now() + self.every;
             }
-            if orders.wants_all() {
-                feed.flush();
-                let stop = orders.stop;
-                orders.done();
-                if stop {
-                    return Ok(());
-                }
-            } else {
-                feed.hand_on(Instant::now());
+            if feed.round_done(orders, Instant::now()) {
+                return Ok(());
             }
         }
     }

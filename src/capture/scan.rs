@@ -30,15 +30,8 @@ impl Source for ScanSource {
                 feed.looked_until(now);
                 next = now + self.every;
             }
-            if orders.wants_all() {
-                feed.flush();
-                let stop = orders.stop;
-                orders.done();
-                if stop {
-                    return Ok(());
-                }
-            } else {
-                feed.hand_on(now);
+            if feed.round_done(orders, now) {
+                return Ok(());
             }
         }
     }

@@ -8,10 +8,8 @@ use super::ground::{Area, Ground};
 use super::{CaptureError, Source, wait};
 use crate::cyrus::sync_log::{self, Record};
 use crate::model::{DirtyKey, MailboxRef, MboxName, QuotaRoot, Scope, UserId, UserPart, UserRef};
+use crate::spool::lock::{Held, Kind, attempt};
 use ::inotify::{Inotify, WatchMask};
-use nix::errno::Errno;
-use nix::fcntl::{FcntlArg, Flock, FlockArg, fcntl};
-use nix::libc;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::fd::AsFd;
@@ -61,15 +59,11 @@ impl Source for SynclogSource {
             self.empty_kernel();
             self.watch();
             self.consume(feed, control)?;
-            if orders.wants_all() {
-                feed.flush();
-                let stop = orders.stop;
-                orders.done();
-                if stop {
-                    return Ok(());
-                }
-            } else {
-                feed.hand_on(Instant::now());
+            let in_hurry = orders.wants_all();
+            if feed.round_done(orders, Instant::now()) {
+                return Ok(());
+            }
+            if !in_hurry {
                 std::thread::sleep(GAP);
             }
         }
@@ -135,7 +129,7 @@ impl Taken {
         }
         let file = OpenOptions::new().read(true).write(true).open(&run)?;
         // A writer may have opened it before it was renamed. Whoever gets the lock after us sees the new name.
-        drop(Exclusive::lock(&file)?);
+        drop(lock(&file)?);
         Ok(Some(Self { run, file }))
     }
 
@@ -191,52 +185,17 @@ fn keys(record: &Record) -> Vec<DirtyKey> {
     }
 }
 
-/// An exclusive lock of both kinds that Cyrus can be built with; gone when dropped.
-struct Exclusive<'a> {
-    file: &'a File,
-    _flock: Option<Flock<File>>,
-}
-
-fn whole(kind: libc::c_int) -> libc::flock {
-    libc::flock {
-        l_type: kind as libc::c_short,
-        l_whence: libc::SEEK_SET as libc::c_short,
-        l_start: 0,
-        l_len: 0,
-        l_pid: 0,
-    }
-}
-
-impl<'a> Exclusive<'a> {
-    fn lock(file: &'a File) -> io::Result<Self> {
-        let begun = Instant::now();
-        loop {
-            match fcntl(file, FcntlArg::F_OFD_SETLK(&whole(libc::F_WRLCK))) {
-                Ok(_) => {
-                    let mut lock = Self { file, _flock: None };
-                    match Flock::lock(file.try_clone()?, FlockArg::LockExclusiveNonblock) {
-                        Err((_, Errno::EWOULDBLOCK)) => {}
-                        flock => {
-                            lock._flock = flock.ok();
-                            return Ok(lock);
-                        }
-                    }
-                }
-                Err(Errno::EAGAIN | Errno::EACCES) => {}
-                Err(errno) => return Err(errno.into()),
-            }
-            if begun.elapsed() >= PATIENCE {
-                return Err(io::Error::new(io::ErrorKind::TimedOut, "somebody has kept it locked for 10 s"));
-            }
-            std::thread::sleep(Duration::from_millis(1));
+/// An exclusive lock, waited for.
+fn lock(file: &File) -> io::Result<Held<'_>> {
+    let begun = Instant::now();
+    loop {
+        if let Some(held) = attempt(file, Kind::Exclusive)? {
+            return Ok(held);
         }
-    }
-}
-
-impl Drop for Exclusive<'_> {
-    fn drop(&mut self) {
-        // Fails only for a descriptor that is none.
-        let _ = fcntl(self.file, FcntlArg::F_OFD_SETLK(&whole(libc::F_UNLCK)));
+        if begun.elapsed() >= PATIENCE {
+            return Err(io::Error::new(io::ErrorKind::TimedOut, "somebody has kept it locked for 10 s"));
+        }
+        std::thread::sleep(Duration::from_millis(1));
     }
 }
 
@@ -245,7 +204,7 @@ pub fn append(log: &Path, lines: &[u8]) -> io::Result<()> {
     for _ in 0..TRIES {
         let mut file = open_log(log)?;
         let locked = file.try_clone()?;
-        let lock = Exclusive::lock(&locked)?;
+        let held = lock(&locked)?;
         // Taken by a reader since we opened it: what we write there may never be read.
         let is_log = fs::metadata(log).is_ok_and(|there| {
             file.metadata().is_ok_and(|ours| (ours.dev(), ours.ino()) == (there.dev(), there.ino()))
@@ -253,7 +212,7 @@ pub fn append(log: &Path, lines: &[u8]) -> io::Result<()> {
         if is_log {
             file.write_all(lines)?;
             file.sync_all()?;
-            drop(lock);
+            drop(held);
             return Ok(());
         }
     }

@@ -7,9 +7,11 @@
 //! Only where a file changes faster than it can be read is a lock taken (`share`): shared, not waited for in the kernel,
 //! held for one reading.
 
+use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, Flock, FlockArg, fcntl};
 use nix::libc;
 use std::fs::File;
+use std::io;
 use std::time::{Duration, Instant};
 
 /// Longest wait for a writer. A multi-record operation of 2.x can hold its lock for seconds; what is read then is
@@ -48,26 +50,50 @@ pub fn wait_for_writer(file: &File) -> bool {
     true
 }
 
-/// A shared lock of ours; gone when dropped.
-pub struct Shared<'a> {
+/// What is asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    Shared,
+    Exclusive,
+}
+
+/// A lock of ours; gone when dropped.
+pub struct Held<'a> {
     file: &'a File,
     _flock: Option<Flock<File>>,
 }
 
-/// Takes a shared lock of both kinds that Cyrus can be built with, unless a writer keeps the file for longer than
-/// `patience`. It belongs to this open file alone. Writers wait while it is held: read, and drop it.
-pub fn share(file: &File, patience: Duration) -> Option<Shared<'_>> {
+/// Takes a lock of both kinds that Cyrus can be built with, or says that somebody else has one that is in its way. It
+/// belongs to this open file alone.
+pub fn attempt(file: &File, kind: Kind) -> io::Result<Option<Held<'_>>> {
+    let (range, whole_file) = match kind {
+        Kind::Shared => (libc::F_RDLCK, FlockArg::LockSharedNonblock),
+        Kind::Exclusive => (libc::F_WRLCK, FlockArg::LockExclusiveNonblock),
+    };
+    match fcntl(file, FcntlArg::F_OFD_SETLK(&whole(range))) {
+        Ok(_) => {}
+        Err(Errno::EAGAIN | Errno::EACCES) => return Ok(None),
+        Err(errno) => return Err(errno.into()),
+    }
+    let mut held = Held { file, _flock: None };
+    match Flock::lock(file.try_clone()?, whole_file) {
+        Err((_, Errno::EWOULDBLOCK)) => Ok(None),
+        // A file system without this kind has nobody who uses it.
+        flock => {
+            held._flock = flock.ok();
+            Ok(Some(held))
+        }
+    }
+}
+
+/// Takes a shared lock, unless a writer keeps the file for longer than `patience`. Writers wait while it is held: read,
+/// and drop it.
+pub fn share(file: &File, patience: Duration) -> Option<Held<'_>> {
     let started = Instant::now();
     loop {
-        if fcntl(file, FcntlArg::F_OFD_SETLK(&whole(libc::F_RDLCK))).is_ok() {
-            let mut shared = Shared { file, _flock: None };
-            match file.try_clone().map(|twin| Flock::lock(twin, FlockArg::LockSharedNonblock)) {
-                Ok(Err((_, nix::errno::Errno::EWOULDBLOCK))) => {}
-                flock => {
-                    shared._flock = flock.ok().and_then(Result::ok);
-                    return Some(shared);
-                }
-            }
+        // Where it cannot be had for another reason the reading itself is verified.
+        if let Ok(Some(held)) = attempt(file, Kind::Shared) {
+            return Some(held);
         }
         if started.elapsed() >= patience {
             return None;
@@ -76,7 +102,7 @@ pub fn share(file: &File, patience: Duration) -> Option<Shared<'_>> {
     }
 }
 
-impl Drop for Shared<'_> {
+impl Drop for Held<'_> {
     fn drop(&mut self) {
         // What cannot be unlocked is unlocked when the file is closed.
         let _ = fcntl(self.file, FcntlArg::F_OFD_SETLK(&whole(libc::F_UNLCK)));
