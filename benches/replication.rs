@@ -3,18 +3,18 @@
 //! `cargo bench --bench replication [-- append initial nothing idle]`. Every figure is a ratio of two commands that take
 //! turns; `docs/performance.md` keeps the figures with the machine they come from.
 
+mod shared;
 #[path = "../tests/util/mod.rs"]
 mod util;
 
 use anyhow::{Context, ensure};
-use std::process::{Command, Output};
+use shared::{Bench, at, done, ms, report, timed};
+use std::process::Command;
 use std::time::{Duration, Instant};
 use util::process::Group;
 use util::{CyrusServer, Imap, Options, Rng, Spooltap, cyrus, eventually, imap};
 
-type Bench = fn() -> anyhow::Result<()>;
-
-const BENCHES: &[(&str, &str, Bench)] = &[
+const BENCHES: &[Bench] = &[
     ("append", "from an append at the source to a client that sees it on the replica", append),
     ("initial", "first replication of 10 users with 500 messages of 4 KB each", initial),
     ("nothing", "a second `push -A` of 10,000 mailboxes with nothing changed", nothing),
@@ -23,14 +23,7 @@ const BENCHES: &[(&str, &str, Bench)] = &[
 
 fn main() -> anyhow::Result<()> {
     ensure!(cyrus::installed(), "the benches need an installed Cyrus, see tests/run");
-    let wanted: Vec<String> = std::env::args().skip(1).filter(|argument| !argument.starts_with('-')).collect();
-    for (name, what, run) in BENCHES {
-        if wanted.is_empty() || wanted.iter().any(|wanted| wanted == name) {
-            println!("{name}: {what}");
-            run()?;
-        }
-    }
-    Ok(())
+    shared::run(BENCHES)
 }
 
 /// Appends measured with spooltap, and with sync_client, which takes a second for most of them.
@@ -239,44 +232,4 @@ fn expect(replica: &CyrusServer, users: &[String], count: usize) -> anyhow::Resu
         ensure!(have == count, "{user} has {have} messages on the replica instead of {count}");
     }
     Ok(())
-}
-
-fn done(what: &str, output: &Output) -> anyhow::Result<()> {
-    let said = String::from_utf8_lossy(&output.stderr);
-    ensure!(output.status.success(), "{what} ended with {}: {said}", output.status);
-    Ok(())
-}
-
-fn timed<T>(run: impl FnOnce() -> anyhow::Result<T>) -> anyhow::Result<(Duration, T)> {
-    let since = Instant::now();
-    let result = run()?;
-    Ok((since.elapsed(), result))
-}
-
-/// The medians, and the median of the ratios of the rounds.
-fn report(our_name: &str, their_name: &str, rounds: &[(Duration, Duration)]) {
-    let sorted = |pick: fn(&(Duration, Duration)) -> Duration| {
-        let mut all: Vec<Duration> = rounds.iter().map(pick).collect();
-        all.sort_unstable();
-        all
-    };
-    let mut ratios: Vec<f64> = rounds.iter().map(|(our, their)| ms(*their) / ms(*our)).collect();
-    ratios.sort_by(f64::total_cmp);
-    println!(
-        "  {our_name} {:.0} ms, {their_name} {:.0} ms, ratio {:.2} ({:.2} to {:.2} in {} rounds)",
-        ms(at(&sorted(|round| round.0), 50)),
-        ms(at(&sorted(|round| round.1), 50)),
-        ratios[ratios.len() / 2],
-        ratios[0],
-        ratios[ratios.len() - 1],
-        rounds.len()
-    );
-}
-
-fn at(sorted: &[Duration], percent: usize) -> Duration {
-    sorted[(sorted.len() - 1) * percent / 100]
-}
-
-fn ms(duration: Duration) -> f64 {
-    duration.as_secs_f64() * 1000.0
 }

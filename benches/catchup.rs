@@ -1,0 +1,131 @@
+//! What a catch-up scan of a large store costs, against `find` walking and stat-ing the same tree in the same run.
+//!
+//! `cargo bench --bench catchup [-- nothing changed]`. `SPOOLTAP_BENCH_MAILBOXES` makes it smaller, `SPOOLTAP_BENCH_DIR`
+//! keeps the store for the next time.
+
+mod shared;
+#[path = "../tests/util/mod.rs"]
+mod util;
+
+use anyhow::{Context, ensure};
+use shared::{Bench, LargeStore, done, report, timed};
+use spooltap::engine;
+use spooltap::model::MailStore;
+use spooltap::spool::open_store;
+use spooltap::state::{ReplicaState, State};
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+use util::Spooltap;
+
+const BENCHES: &[Bench] = &[
+    ("nothing", "catch-up with nothing changed", nothing),
+    ("changed", "catch-up with 100 mailboxes changed, and their push to an archive", changed),
+];
+
+const ROUNDS: usize = 7;
+
+fn main() -> anyhow::Result<()> {
+    shared::run(BENCHES)
+}
+
+/// A store of which an archive has everything.
+struct Pushed {
+    store: LargeStore,
+    _archive: tempfile::TempDir,
+    url: String,
+    state: tempfile::TempDir,
+}
+
+impl Pushed {
+    fn make() -> anyhow::Result<Self> {
+        let (took, store) = timed(LargeStore::make)?;
+        println!("  a store of {} mailboxes: {:.1} s", store.mailboxes, took.as_secs_f64());
+        let (archive, state) = (tempfile::tempdir()?, tempfile::tempdir()?);
+        let url = format!("file://{}", archive.path().display());
+        let (took, output) = timed(|| Spooltap::once(&store.conf, &url, &state.path().join("state"), &["push", "-A"]))?;
+        done("push -A", &output)?;
+        println!("  its first push into an archive: {:.1} s", took.as_secs_f64());
+        store.warm()?;
+        Ok(Self { store, _archive: archive, url, state })
+    }
+
+    fn spooltap(&self, arguments: &[&str]) -> anyhow::Result<(Duration, String)> {
+        let state = self.state.path().join("state");
+        let (took, output) = timed(|| Spooltap::once(&self.store.conf, &self.url, &state, arguments))?;
+        // A scan that finds something ends with another code.
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        ensure!(output.stderr.is_empty(), "{}", String::from_utf8_lossy(&output.stderr));
+        Ok((took, text))
+    }
+
+    fn open(&self) -> anyhow::Result<(spooltap::spool::LiveSpool, State)> {
+        let store = open_store(&self.store.conf)?;
+        let state = State::open(&self.state.path().join("state"), &store.identity()?)?;
+        store.remember_in(state.memory());
+        Ok((store, state))
+    }
+}
+
+/// The peer: every entry, and all of stat.
+fn find(base: &Path) -> anyhow::Result<Duration> {
+    let mut command = Command::new("find");
+    command.arg(base).args(["-printf", "%i %s %T@ %p\\n"]).stdout(Stdio::null());
+    let (took, status) = timed(|| command.status().context("find"))?;
+    ensure!(status.success(), "find: {status}");
+    Ok(took)
+}
+
+fn differ(store: &dyn MailStore, state: &ReplicaState) -> anyhow::Result<usize> {
+    Ok(engine::scan(store, state, None)?.differ.len())
+}
+
+fn nothing() -> anyhow::Result<()> {
+    let pushed = Pushed::make()?;
+    let (mut inside, mut whole) = (Vec::new(), Vec::new());
+    // As the daemon does it, which knows the list; one round more than counts.
+    {
+        let (store, state) = pushed.open()?;
+        let replica = state.replica(&pushed.url);
+        for round in 0..=ROUNDS {
+            let (our, found) = timed(|| differ(&store, &replica))?;
+            ensure!(found == 0, "{found} things differ");
+            let their = find(&pushed.store.base)?;
+            inside.extend((round > 0).then_some((our, their)));
+        }
+    }
+    for round in 0..=ROUNDS {
+        let (our, text) = pushed.spooltap(&["scan"])?;
+        ensure!(text.contains(" 0 things differ"), "{text}");
+        let their = find(&pushed.store.base)?;
+        whole.extend((round > 0).then_some((our, their)));
+    }
+    report("catch-up of a daemon", "find -printf", &inside);
+    report("spooltap scan, from start to end", "find -printf", &whole);
+    Ok(())
+}
+
+fn changed() -> anyhow::Result<()> {
+    const CHANGED: usize = 100;
+    let pushed = Pushed::make()?;
+    let mut rounds = Vec::new();
+    for round in 0..=ROUNDS {
+        for n in 0..CHANGED {
+            let header = pushed.store.dir(n * (pushed.store.mailboxes / CHANGED)).join("cyrus.header");
+            // As Cyrus writes it: beside it, then in its place.
+            let beside = header.with_extension("header.NEW");
+            fs::copy(&header, &beside)?;
+            fs::rename(&beside, &header)?;
+        }
+        let (_, text) = pushed.spooltap(&["scan"])?;
+        ensure!(text.contains(" 100 things differ"), "{text}");
+        let (our, _) = pushed.spooltap(&["push", "-A"])?;
+        let their = find(&pushed.store.base)?;
+        let (_, text) = pushed.spooltap(&["scan"])?;
+        ensure!(text.contains(" 0 things differ"), "{text}");
+        rounds.extend((round > 0).then_some((our, their)));
+    }
+    report("push -A with 100 changed", "find -printf", &rounds);
+    Ok(())
+}
