@@ -71,7 +71,10 @@ impl LargeStore {
                     _ => fs::write(dir.join(file), bytes)?,
                 }
             }
-            rows.push(format!("{name}\t%(A %({} lrswipkxtecda) I {id} P default V 1790000000 F 1 M 1790000000)\n", user(n)));
+            rows.push(format!(
+                "{name}\t%(A %({} lrswipkxtecda) I {id} P default V 1790000000 F 1 M 1790000000)\n",
+                user(n)
+            ));
             if n % PER_USER == 0 {
                 fs::write(conf.join(format!("user/u/{}.seen", user(n))), &seen)?;
                 fs::write(conf.join(format!("user/u/{}.sub", user(n))), format!("{name}\t\n"))?;
