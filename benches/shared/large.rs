@@ -28,7 +28,7 @@ impl LargeStore {
             Some(dir) => (None, PathBuf::from(dir).join(format!("store-{mailboxes}"))),
             None => {
                 let dir = tempfile::Builder::new().prefix("spooltap-large-").tempdir()?;
-                let base = dir.path().to_owned();
+                let base = dir.path().join("store");
                 (Some(dir), base)
             }
         };
