@@ -1,18 +1,22 @@
-//! What every replica must do, over a table of them: an archive, and a real `sync_server` by TCP, compressed, and by a
-//! UNIX socket. `promises` are the checks, `trouble` what only a server with a network before it can go through,
+//! What every replica must do, over a table of them: an archive, and a real `sync_server` by TCP, compressed, by a
+//! UNIX socket and under TLS, and the same server by its IMAP port. `promises` are the checks, `trouble` what only a server with a network before it can go through,
 //! `proxy` the network that goes wrong.
 
 #[path = "replica_contract/promises.rs"]
 mod promises;
 
 use crate::archive::memory;
-use crate::util::cyrus::{self, PASSWORD};
+use crate::util::cyrus::{self, PASSWORD, REPLICATOR};
+use crate::util::tls::{self, Ca};
 use crate::util::{CyrusServer, Options};
 use spooltap::archive::Archive;
-use spooltap::config::{Compress, ReplicaConfig, Secret};
+use spooltap::config::{Compress, ReplicaConfig, Secret, Tls, TlsMode};
 use spooltap::model::{Replica, ReplicaTarget};
 use spooltap::replica::{self, ArchiveTarget};
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -44,9 +48,13 @@ fn target(config: &ReplicaConfig, sieve_in_mailboxes: bool) -> Arc<dyn ReplicaTa
     replica::open(config, sieve_in_mailboxes).unwrap_or_else(|error| panic!("{}: {error}", config.url))
 }
 
-/// A server with a second partition and a UNIX socket for csync; its accounts are made by replication alone.
-fn server() -> (CyrusServer, String) {
-    let options = Options::new().set("partition-second", "@BASE@/second");
+/// A server with a second partition and further doors: a UNIX socket for csync, and IMAP under TLS; its accounts are made
+/// by replication alone.
+fn server(certificate: &Path, key: &Path) -> (CyrusServer, String) {
+    let options = Options::new()
+        .set("partition-second", "@BASE@/second")
+        .set("tls_server_cert", certificate.display())
+        .set("tls_server_key", key.display());
     let mut server = CyrusServer::prepare(options).expect("is set up");
     let socket = server.base().join("conf/socket/csync").display().to_string();
     let services = server.base().join("cyrus.conf");
@@ -58,7 +66,9 @@ fn server() -> (CyrusServer, String) {
         name.replace("csync ", "csyncunix "),
         rest.split_once(' ').expect("more").1
     );
-    std::fs::write(&services, text.replace(line, &format!("{line}\n{unix}"))).expect("cyrus.conf");
+    let imap = text.lines().find(|line| line.trim_start().starts_with("imap ")).expect("an imap service");
+    let imaps = imap.replace("imap cmd", "imaps cmd").replacen("imapd ", "imapd -s ", 1).replace(":1143", ":1993");
+    std::fs::write(&services, text.replace(line, &format!("{line}\n{unix}\n{imaps}"))).expect("cyrus.conf");
     server.boot().expect("starts");
     (server, format!("csync+unix://{socket}"))
 }
@@ -74,11 +84,30 @@ fn a_real_server_keeps_every_promise() {
     if !cyrus::installed() {
         return;
     }
-    let (server, unix) = server();
-    let plain = config(server.url());
-    let compressed = ReplicaConfig { compress: Compress::On, ..plain.clone() };
-    for (number, config) in [plain, compressed, config(unix)].into_iter().enumerate() {
-        // Each with accounts of its own: three replicas in one server.
+    let dir = tempfile::tempdir().expect("directory");
+    std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o755)).expect("permissions");
+    let ca = Ca::new(dir.path(), "ca");
+    let (certificate, key, _) = ca.sign(dir.path(), "replica.test", false);
+    let (server, unix) = server(&certificate, &key);
+    let trust = Tls { ca_file: Some(ca.file.clone()), server_name: Some("replica.test".into()), ..Tls::default() };
+    let by = |scheme: &str, address: SocketAddr| config(format!("{scheme}://{REPLICATOR}@{address}"));
+    let under_tls = |mut config: ReplicaConfig, mode: TlsMode| {
+        config.access.tls = Tls { mode, ..trust.clone() };
+        config
+    };
+    let imap = server.imap_address();
+    let doors = [
+        by("csync", server.csync()),
+        ReplicaConfig { compress: Compress::On, ..by("csync", server.csync()) },
+        config(unix),
+        under_tls(by("csync", server.csync()), TlsMode::Require),
+        under_tls(by("csyncs", tls::before(server.csync(), &certificate, &key)), TlsMode::Auto),
+        by("imap", imap),
+        ReplicaConfig { compress: Compress::On, ..under_tls(by("imap", imap), TlsMode::Require) },
+        under_tls(by("imaps", SocketAddr::new(imap.ip(), 1993)), TlsMode::Auto),
+    ];
+    for (number, config) in doors.into_iter().enumerate() {
+        // Each with accounts of its own: many replicas in one server.
         promises::all(&Subject { target: target(&config, false) }, &format!("r{number}"));
     }
 }

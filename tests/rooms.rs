@@ -39,6 +39,7 @@ const PURE: &[&str] = &[
     "csync/command.rs",
     "csync/sasl.rs",
     "csync/dialect.rs",
+    "csync/imap.rs",
     "capture/derive.rs",
     "capture/coalesce.rs",
     "engine/diff.rs",

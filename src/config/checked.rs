@@ -296,19 +296,25 @@ impl Config {
         {
             let user = imapd("sync_authname").unwrap_or_default();
             let port = imapd("sync_port").unwrap_or_else(|| "2005".into());
-            let port = if port == "csync" { "2005".to_owned() } else { port };
+            // What sync_client does by sync_try_imap: the port says which service is meant.
+            let (scheme, port) = match port.as_str() {
+                "csync" => ("csync", "2005".to_owned()),
+                "imap" | "143" => ("imap", "143".to_owned()),
+                "imaps" | "993" => ("imaps", "993".to_owned()),
+                _ => ("csync", port),
+            };
             if user.is_empty() && !host.starts_with('/') {
                 fault("sync_authname", "is not set".into(), "set it to an admin of the replica");
             }
             if port.parse::<u16>().is_err() {
-                fault("sync_port", format!("{port} is no port number"), "use a number, or csync for 2005");
+                fault("sync_port", format!("{port} is no port number"), "use a number, csync, imap or imaps");
             }
             urls.push(if host.starts_with('/') {
                 format!("csync+unix://{host}")
             } else if host.contains(':') && !host.starts_with('[') && host.matches(':').count() > 1 {
-                format!("csync://{}@[{host}]:{port}", percent(&user))
+                format!("{scheme}://{}@[{host}]:{port}", percent(&user))
             } else {
-                format!("csync://{}@{host}:{port}", percent(&user))
+                format!("{scheme}://{}@{host}:{port}", percent(&user))
             });
             realm = realm.or_else(|| imapd("sync_realm"));
         }
@@ -326,7 +332,7 @@ impl Config {
                 fault("replica", format!("{url} is named twice"), "name each replica once");
             }
             match url.split_once("://") {
-                Some(("csync", rest)) => {
+                Some((scheme @ ("csync" | "csyncs" | "imap" | "imaps"), rest)) => {
                     let (user, host) = rest.rsplit_once('@').unwrap_or(("", rest));
                     if user.contains(':') {
                         fault(
@@ -335,7 +341,11 @@ impl Config {
                             "use password_file or SPOOLTAP_PASSWORD",
                         );
                     } else if user.is_empty() || host.is_empty() {
-                        fault("replica", format!("{url} names no user or host"), "write csync://USER@HOST:PORT");
+                        fault(
+                            "replica",
+                            format!("{url} names no user or host"),
+                            &format!("write {scheme}://USER@HOST:PORT"),
+                        );
                     } else if password.is_none() && !has_certificate {
                         fault(
                             "password",
@@ -351,7 +361,7 @@ impl Config {
                 _ => fault(
                     "replica",
                     format!("{url}: unknown kind of replica"),
-                    "use csync://, csync+unix:// or file://",
+                    "use csync://, csyncs://, csync+unix://, imap://, imaps:// or file://",
                 ),
             }
         }
@@ -362,7 +372,7 @@ impl Config {
         let replicas = urls
             .into_iter()
             .map(|url| ReplicaConfig {
-                password: password.clone().filter(|_| url.starts_with("csync://")),
+                password: password.clone().filter(|_| logs_in(&url)),
                 url,
                 realm: realm.clone(),
                 access: Access { clear_text, mechanisms: raw.mechanisms.clone(), tls: tls.clone() },
@@ -393,6 +403,11 @@ impl Config {
             metrics_file: raw.metrics_file.clone(),
         })
     }
+}
+
+/// A replica that asks who we are.
+fn logs_in(url: &str) -> bool {
+    ["csync://", "csyncs://", "imap://", "imaps://"].iter().any(|scheme| url.starts_with(scheme))
 }
 
 /// 64 hex digits, with or without colons.

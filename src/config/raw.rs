@@ -16,7 +16,7 @@ pub struct Raw {
     pub channel: Option<String>,
     /// Directory of our own state. Default `/var/lib/spooltap`.
     pub state: Option<PathBuf>,
-    /// URLs: `csync://USER@HOST:PORT`, `csync+unix:///PATH`, `file:///DIR`.
+    /// URLs: `csync://USER@HOST:PORT` (or `csyncs`, `imap`, `imaps`), `csync+unix:///PATH`, `file:///DIR`.
     #[serde(default)]
     pub replica: Vec<String>,
     /// File that holds the password for csync replicas.

@@ -136,7 +136,10 @@ pub fn generation_of(banner: &str) -> Option<Generation> {
     if banner.contains("spooltap") {
         return Some(Generation::Spooltap);
     }
-    let version = banner.split("sync server ").nth(1)?.trim_start_matches(['v', 'g', 'i', 't']);
+    let version = ["sync server ", "Cyrus IMAP "]
+        .iter()
+        .find_map(|words| banner.split(words).nth(1))?
+        .trim_start_matches(['v', 'g', 'i', 't']);
     let mut numbers = version.split(|c: char| !c.is_ascii_digit()).map(str::parse::<u32>);
     let (major, minor) = (numbers.next()?.ok()?, numbers.next()?.ok()?);
     Some(match (major, minor) {
@@ -162,6 +165,10 @@ mod tests {
     fn banners_of_real_servers() {
         let check = |text: &str| generation_of(text);
         assert_eq!(check("* OK b.example Cyrus sync server 3.6.1-Debian-3.6.1-4+deb12u5"), Some(Generation::V36));
+        assert_eq!(
+            check("* OK [CAPABILITY IMAP4rev1] b.example Cyrus IMAP 3.6.1-4 server ready"),
+            Some(Generation::V36)
+        );
         assert_eq!(check("* OK b.example Cyrus sync server git2.4.22+0"), Some(Generation::V24));
         assert_eq!(check("* OK b.example Cyrus sync server 2.5.11"), Some(Generation::V25));
         assert_eq!(check("* OK b.example Cyrus sync server 3.12.1"), Some(Generation::V312));

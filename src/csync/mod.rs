@@ -17,6 +17,7 @@ pub mod codec;
 pub mod command;
 pub mod dialect;
 mod digest;
+pub mod imap;
 pub mod intake;
 pub mod reply;
 pub mod request;

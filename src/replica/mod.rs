@@ -15,7 +15,10 @@ type Open = fn(&ReplicaConfig, bool) -> Result<Arc<dyn ReplicaTarget>, ReplicaEr
 /// URL schemes and what opens them.
 pub const TARGETS: &[(&str, Open)] = &[
     ("csync", CsyncTarget::open),
+    ("csyncs", CsyncTarget::open),
     ("csync+unix", CsyncTarget::open),
+    ("imap", CsyncTarget::open),
+    ("imaps", CsyncTarget::open),
     ("file", |config, _| Ok(Arc::new(ArchiveTarget::new(&config.url)?))),
 ];
 

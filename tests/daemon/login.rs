@@ -75,6 +75,14 @@ fn every_mechanism_lets_us_in_and_a_wrong_password_does_not() {
     let output = command.args(["--replica", &server.url(), "push", "-s", "nobody"]).output().expect("runs");
     assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
 
+    // The IMAP port of the same server has words of its own for the same things.
+    let imap = format!("imap://repl@{}", server.imap_address());
+    lab.check(&imap, "", cyrus::PASSWORD, 0, "");
+    lab.check(&imap, "", "not-this-one", 80, "refuses the login of repl by PLAIN");
+    lab.check(&imap.replace("repl@", "u1@"), "", cyrus::PASSWORD, 81, "must be one of the replica's admins");
+    lab.check(&imap, "[tls]\nmode = \"require\"\n", cyrus::PASSWORD, 83, "does not offer STARTTLS");
+    lab.check(&imap.replace("imap:", "csync:"), "", cyrus::PASSWORD, 77, "is not a csync service");
+    lab.check(&server.url().replace("csync:", "imap:"), "", cyrus::PASSWORD, 77, "is not an IMAP service");
     let stranger = server.url().replace("repl@", "u1@");
     lab.check(&stranger, "", cyrus::PASSWORD, 81, "permission denied; the user must be one of the replica's admins");
 }

@@ -1,46 +1,10 @@
 //! STARTTLS with a real server: whom we believe, whom we do not, and who we are by certificate.
 
 use super::login::Lab;
+use crate::util::tls::Ca;
 use crate::util::{CyrusServer, Options, cyrus};
-use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, date_time_ymd};
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
-
-/// A CA that signs certificates into a folder.
-struct Ca {
-    issuer: Issuer<'static, KeyPair>,
-    file: PathBuf,
-}
-
-impl Ca {
-    fn new(dir: &Path, name: &str) -> Self {
-        let key = KeyPair::generate().expect("a key");
-        let mut params = CertificateParams::new(Vec::new()).expect("parameters");
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        params.distinguished_name.push(DnType::CommonName, name);
-        let file = dir.join(format!("{name}.pem"));
-        fs::write(&file, params.self_signed(&key).expect("signs").pem()).expect("writes");
-        Self { issuer: Issuer::new(params, key), file }
-    }
-
-    /// Certificate, key, and the certificate's SHA-256.
-    fn sign(&self, dir: &Path, name: &str, expired: bool) -> (PathBuf, PathBuf, String) {
-        let key = KeyPair::generate().expect("a key");
-        let mut params = CertificateParams::new(vec![name.to_owned()]).expect("parameters");
-        params.distinguished_name.push(DnType::CommonName, name);
-        if expired {
-            (params.not_before, params.not_after) = (date_time_ymd(2020, 1, 1), date_time_ymd(2021, 1, 1));
-        }
-        let signed = params.signed_by(&key, &self.issuer).expect("signs");
-        let paths = ["crt", "key"].map(|kind| dir.join(format!("{name}-{expired}.{kind}")));
-        fs::write(&paths[0], signed.pem()).expect("writes");
-        fs::write(&paths[1], key.serialize_pem()).expect("writes");
-        let digest = <sha2::Sha256 as sha2::Digest>::digest(signed.der());
-        let [certificate, key] = paths;
-        (certificate, key, digest.iter().map(|byte| format!("{byte:02x}")).collect())
-    }
-}
 
 #[test]
 fn a_certificate_is_believed_for_a_reason_or_refused_with_one() {

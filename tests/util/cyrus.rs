@@ -203,6 +203,11 @@ impl CyrusServer {
         format!("csync://{REPLICATOR}@{}", self.csync())
     }
 
+    /// Where its imapd listens.
+    pub fn imap_address(&self) -> SocketAddr {
+        self.socket_address(IMAP)
+    }
+
     /// How this server writes names.
     pub fn names(&self) -> Names {
         let settings = self.settings();

@@ -20,6 +20,7 @@ pub mod smtp;
 pub mod snapshot;
 pub mod spooltap;
 pub mod store;
+pub mod tls;
 pub mod workload;
 
 pub use cyrus::{CyrusServer, Options};

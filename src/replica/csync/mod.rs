@@ -13,6 +13,7 @@ mod url;
 use crate::config::{Access, ClearText, Compress, ReplicaConfig, Secret, TlsMode};
 use crate::csync::command::{self, Untagged};
 use crate::csync::dialect::generation_of;
+use crate::csync::imap::Dress;
 use crate::csync::sasl::{Identity, Login, SaslError, Terms};
 use crate::csync::tls::TlsError;
 use crate::csync::transport::Transport;
@@ -98,6 +99,8 @@ impl CsyncTarget {
             transport: transport.map_err(|error| {
                 self.lost(&format!("{error}; is this the host, and does sync_server listen on that port?"))
             })?,
+            imap: self.address.is_imap().then(Dress::default),
+            begun: false,
             dialect: Dialect::of(Generation::V32),
             partitions: self.partitions.clone(),
             known: self.shared.clone(),
@@ -106,14 +109,34 @@ impl CsyncTarget {
             dead: false,
         };
         session.transport.timeout(GREETING).map_err(|error| self.lost(&error))?;
-        let mut greeting = session.greeting()?;
+        let implicit = matches!(&self.address, Address::Tcp { kind, .. } if kind.tls);
         if let Address::Tcp { host, .. } = &self.address
+            && implicit
+        {
+            self.handshake(&mut session, host)?;
+        }
+        let mut greeting = session.greeting(false)?;
+        if let Address::Tcp { host, .. } = &self.address
+            && !implicit
             && self.wants_tls(&session)
         {
+            let banner = std::mem::take(&mut greeting.banner);
             greeting = self.start_tls(&mut session, &greeting, host)?;
+            if greeting.banner.is_empty() {
+                greeting.banner = banner;
+            }
         }
         if let Address::Tcp { user, host, .. } = &self.address {
             self.login(&mut session, &greeting, user, host)?;
+        }
+        if session.imap.is_some() {
+            session.capabilities(&mut greeting)?;
+            if !greeting.replication {
+                return Err(fatal(format!(
+                    "{}: the server takes no replication on this port (3.0 and later do); use csync://",
+                    self.url
+                )));
+            }
         }
         let wanted = match self.compress {
             Compress::On => true,
@@ -167,14 +190,18 @@ impl CsyncTarget {
             ));
         }
         session.line(b"STARTTLS\r\n")?;
+        self.handshake(session, host)?;
+        session.greeting(true)
+    }
+
+    fn handshake(&self, session: &mut Session, host: &str) -> Result<(), ReplicaError> {
         session.transport.start_tls(host, &self.access.tls).map_err(|error| match error {
             TlsError::Io(error) => self.lost(&error),
             error => match error.denial() {
                 Some(denial) => self.denied(denial, &error),
                 None => fatal(format!("{}: {error}", self.url)),
             },
-        })?;
-        session.greeting()
+        })
     }
 
     fn login(&self, session: &mut Session, greeting: &Greeting, user: &str, host: &str) -> Result<(), ReplicaError> {
@@ -193,18 +220,39 @@ impl CsyncTarget {
             nonce,
         };
         let realm = self.realm.as_deref();
-        let who = Identity { user, password, realm, service: "csync", host };
+        let who =
+            Identity { user, password, realm, service: if session.imap.is_some() { "imap" } else { "csync" }, host };
         let denied = |error: SaslError| self.denied(error.denial(), &error);
         let mut login = Login::start(&greeting.mechanisms, &who, &terms).map_err(denied)?;
         let mut line = login.command().map_err(denied)?;
+        // What could stand in the first line and may not is the answer to an empty challenge.
+        let mut kept = None;
+        if !greeting.initial
+            && let Some((before, initial)) = line.trim_end().rsplit_once(' ').filter(|(before, _)| before.contains(' '))
+        {
+            kept = Some(format!("{initial}\r\n"));
+            line = format!("{before}\r\n");
+        }
+        session.send(line.as_bytes(), true)?;
         loop {
-            session.send(line.as_bytes(), true)?;
             let answer = session.answer()?;
+            if session.imap.is_some() && answer.starts_with(b"* ") {
+                continue;
+            }
+            if answer.starts_with(b"+")
+                && let Some(initial) = kept.take()
+            {
+                session.send_more(initial.as_bytes())?;
+                continue;
+            }
             if answer.starts_with(b"OK") {
                 return login.accepted().map_err(denied);
             }
             match answer.strip_prefix(b"+") {
-                Some(challenge) => line = login.answer(challenge).map_err(denied)?,
+                Some(challenge) => {
+                    line = login.answer(challenge).map_err(denied)?;
+                    session.send_more(line.as_bytes())?;
+                }
                 None => {
                     let text = String::from_utf8_lossy(&answer);
                     // The server's own trouble, such as saslauthd being down, passes.

@@ -2,6 +2,7 @@
 
 use super::{Known, fatal};
 use crate::csync::command::{self, Untagged};
+use crate::csync::imap::{Dress, capabilities};
 use crate::csync::tls::refused_ours;
 use crate::csync::transport::Transport;
 use crate::csync::{Dialect, Generation};
@@ -21,6 +22,10 @@ pub(super) struct Greeting {
     pub(super) starttls: bool,
     pub(super) sieve_mailbox: bool,
     pub(super) archive: bool,
+    /// An answer may stand in the line that names the mechanism.
+    pub(super) initial: bool,
+    /// The IMAP port takes replication.
+    pub(super) replication: bool,
     pub(super) banner: String,
 }
 
@@ -28,6 +33,10 @@ pub(super) struct Greeting {
 pub(super) struct Session {
     pub(super) url: String,
     pub(super) transport: Transport,
+    /// On the IMAP port.
+    pub(super) imap: Option<Dress>,
+    /// The bytes to be sent next belong to a request that has begun.
+    pub(super) begun: bool,
     pub(super) dialect: Dialect,
     pub(super) partitions: BTreeMap<Partition, Partition>,
     pub(super) known: Arc<Mutex<Known>>,
@@ -65,7 +74,18 @@ impl Session {
         if self.dead {
             return Err(self.lost("it was given up after an earlier fault"));
         }
-        self.transport.send(bytes, last).map_err(|error| self.last_words(&error))
+        let first = !std::mem::replace(&mut self.begun, !last);
+        let sent = match &mut self.imap {
+            Some(dress) if first => self.transport.send(&dress.request(bytes), last),
+            _ => self.transport.send(bytes, last),
+        };
+        sent.map_err(|error| self.last_words(&error))
+    }
+
+    /// A line that the server has asked for within a request.
+    pub(super) fn send_more(&mut self, bytes: &[u8]) -> Result<(), ReplicaError> {
+        self.begun = true;
+        self.send(bytes, true)
     }
 
     /// Writing failed: a dying server may have said why before it closed.
@@ -84,14 +104,68 @@ impl Session {
             Some(told) => ReplicaError::Denied(Denial::OurCertificate, format!("{}: {told}", self.url)),
             None => self.lost(error),
         })?;
+        let answer = match &self.imap {
+            None => answer,
+            Some(dress) => match dress.answer(&answer) {
+                Some(plain) => plain.to_vec(),
+                None => {
+                    return Err(self.lost(format!("{:?} answers nothing we asked", String::from_utf8_lossy(&answer))));
+                }
+            },
+        };
         if answer.starts_with(b"BYE") || answer.starts_with(b"* BYE") || answer.starts_with(b"* Fatal error") {
             return Err(self.lost(String::from_utf8_lossy(&answer)));
         }
         Ok(answer)
     }
 
-    pub(super) fn greeting(&mut self) -> Result<Greeting, ReplicaError> {
+    /// What the server says first, or says anew under TLS.
+    pub(super) fn greeting(&mut self, anew: bool) -> Result<Greeting, ReplicaError> {
+        if self.imap.is_some() { self.imap_greeting(anew) } else { self.csync_greeting() }
+    }
+
+    /// An IMAP server greets once, and has to be asked for its capabilities.
+    fn imap_greeting(&mut self, anew: bool) -> Result<Greeting, ReplicaError> {
         let mut greeting = Greeting::default();
+        if !anew {
+            let line = String::from_utf8_lossy(&self.answer()?).into_owned();
+            if !line.starts_with("* OK") || line.contains("sync server") {
+                return Err(fatal(format!(
+                    "{} is not an IMAP service: it says {line:?}; check host and port",
+                    self.url
+                )));
+            }
+            greeting.banner = line;
+        }
+        self.capabilities(&mut greeting)?;
+        Ok(greeting)
+    }
+
+    /// Asks an IMAP server what it can do now.
+    pub(super) fn capabilities(&mut self, greeting: &mut Greeting) -> Result<(), ReplicaError> {
+        self.send(b"CAPABILITY\r\n", true)?;
+        let mut words = Vec::new();
+        loop {
+            let line = String::from_utf8_lossy(&self.answer()?).into_owned();
+            match line.strip_prefix("* ") {
+                Some(rest) => words.extend(capabilities(rest).unwrap_or_default()),
+                None if line.starts_with("OK") => break,
+                None => return Err(fatal(format!("{} tells no capabilities: {line}", self.url))),
+            }
+        }
+        let has = |name: &str| words.iter().any(|word| word.eq_ignore_ascii_case(name));
+        greeting.mechanisms = words.iter().filter_map(|word| word.strip_prefix("AUTH=")).map(str::to_owned).collect();
+        greeting.compress = has("COMPRESS=DEFLATE");
+        greeting.starttls = has("STARTTLS");
+        greeting.sieve_mailbox = has("X-SIEVE-MAILBOX");
+        greeting.archive = has("X-REPLICATION-ARCHIVE");
+        greeting.initial = has("SASL-IR");
+        greeting.replication = has("X-REPLICATION");
+        Ok(())
+    }
+
+    fn csync_greeting(&mut self) -> Result<Greeting, ReplicaError> {
+        let mut greeting = Greeting { initial: true, replication: true, ..Greeting::default() };
         for _ in 0..100 {
             let line = String::from_utf8_lossy(&self.answer()?).into_owned();
             let mut words = line.split_ascii_whitespace();
@@ -170,11 +244,17 @@ impl Session {
                     self.url
                 ),
             ),
+            // The IMAP port knows the commands for admins only.
+            "Unrecognized" if self.imap.is_some() => ReplicaError::Denied(
+                Denial::NotAdmin,
+                format!("{}: the user must be one of the replica's admins (imapd.conf there)", self.url),
+            ),
             // The words of 2.4 and 2.5.
             _ if text.contains("Mailbox has been moved") => ReplicaError::Moved(text),
             _ if text.contains("Mailbox does not exist") => ReplicaError::NoSuchMailbox(text),
             _ if text.contains("Mailbox is locked") => ReplicaError::Locked(text),
             // Before 3.6 a server skips to the next line end only, and takes the rest of a file for commands.
+            _ if text.contains("Replication parse failure") => self.lost(text),
             _ if text.contains("Failed to parse") && !self.dialect.skips_what_it_cannot_parse => self.lost(text),
             _ => ReplicaError::Refused(text),
         }

@@ -1,9 +1,26 @@
-//! `csync://USER@HOST:PORT` with `%XX` in the user, `csync+unix:///path`.
+//! `csync://USER@HOST:PORT` and its kin, with `%XX` in the user; `csync+unix:///path`.
 
 use std::path::PathBuf;
 
-/// The port of the service `csync`.
-const PORT: u16 = 2005;
+/// How a scheme is spoken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Kind {
+    scheme: &'static str,
+    /// `None`: nobody has agreed on one.
+    port: Option<u16>,
+    /// `SYNCGET` and `SYNCAPPLY` inside an IMAP login.
+    pub(super) imap: bool,
+    /// TLS from the first byte on.
+    pub(super) tls: bool,
+}
+
+const KINDS: &[Kind] = &[
+    Kind { scheme: "csync", port: Some(2005), imap: false, tls: false },
+    // sync_server itself has no such port; a TLS proxy before it has.
+    Kind { scheme: "csyncs", port: None, imap: false, tls: true },
+    Kind { scheme: "imap", port: Some(143), imap: true, tls: false },
+    Kind { scheme: "imaps", port: Some(993), imap: true, tls: true },
+];
 
 /// Where a server listens, and who we are there.
 #[derive(Debug, PartialEq, Eq)]
@@ -12,9 +29,17 @@ pub(super) enum Address {
         user: String,
         host: String,
         port: u16,
+        kind: Kind,
     },
     /// Whoever may connect is logged in.
     Unix(PathBuf),
+}
+
+impl Address {
+    /// The protocol is IMAP's.
+    pub(super) fn is_imap(&self) -> bool {
+        matches!(self, Self::Tcp { kind, .. } if kind.imap)
+    }
 }
 
 /// Reads a URL; the error says what is wrong and how to write it.
@@ -25,8 +50,11 @@ pub(super) fn parse(url: &str) -> Result<Address, String> {
         }
         return Ok(Address::Unix(PathBuf::from(path)));
     }
-    let cure = "write csync://USER@HOST:PORT";
-    let rest = url.strip_prefix("csync://").ok_or_else(|| cure.to_owned())?.trim_end_matches('/');
+    let (scheme, rest) = url.split_once("://").unwrap_or(("csync", ""));
+    let kind = KINDS.iter().find(|kind| kind.scheme == scheme).copied();
+    let kind = kind.ok_or_else(|| "write csync://USER@HOST:PORT".to_owned())?;
+    let cure = format!("write {}://USER@HOST:PORT", kind.scheme);
+    let rest = rest.trim_end_matches('/');
     let (user, place) = rest.rsplit_once('@').filter(|(user, _)| !user.is_empty()).ok_or(format!("no user; {cure}"))?;
     let (host, port) = match place.strip_prefix('[') {
         Some(v6) => {
@@ -39,14 +67,14 @@ pub(super) fn parse(url: &str) -> Result<Address, String> {
         },
     };
     let port = match port {
-        None => PORT,
+        None => kind.port.ok_or(format!("no port, and {} has none of its own; {cure}", kind.scheme))?,
         Some(port) => port.parse().map_err(|_| format!("{port} is no port number; {cure}"))?,
     };
     if host.is_empty() {
         return Err(format!("no host; {cure}"));
     }
     let user = percent_decoded(user).ok_or("the user must be UTF-8 with %XX for special characters")?;
-    Ok(Address::Tcp { user, host: host.to_owned(), port })
+    Ok(Address::Tcp { user, host: host.to_owned(), port, kind })
 }
 
 fn percent_decoded(text: &str) -> Option<String> {
@@ -70,7 +98,7 @@ mod tests {
 
     fn check(url: &str, expected: Option<(&str, &str, u16)>) {
         let got = parse(url).ok().map(|place| match place {
-            Address::Tcp { user, host, port } => (user, host, port),
+            Address::Tcp { user, host, port, .. } => (user, host, port),
             Address::Unix(path) => (String::new(), path.display().to_string(), 0),
         });
         assert_eq!(got, expected.map(|(user, host, port)| (user.into(), host.into(), port)), "{url}");
@@ -82,6 +110,10 @@ mod tests {
         check("csync://re%40pl@r.test", Some(("re@pl", "r.test", 2005)));
         check("csync://a@b@r.test/", Some(("a@b", "r.test", 2005)));
         check("csync://repl@[::1]:99", Some(("repl", "::1", 99)));
+        check("imap://repl@r.test", Some(("repl", "r.test", 143)));
+        check("imaps://repl@r.test", Some(("repl", "r.test", 993)));
+        check("csyncs://repl@r.test:2006", Some(("repl", "r.test", 2006)));
+        check("csyncs://repl@r.test", None);
         check("csync+unix:///run/sync", Some(("", "/run/sync", 0)));
         for wrong in
             ["csync://r.test", "csync://@r.test", "csync://u@", "csync://u@h:x", "csync://u%4@h", "csync+unix://x"]
