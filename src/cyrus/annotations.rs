@@ -55,6 +55,24 @@ pub fn parse_value(value: &[u8]) -> Result<Option<(Vec<u8>, ModSeq)>, FormatErro
     Ok(Some((data, ModSeq(modseq))))
 }
 
+/// A key as 3.6 and later write it: `scope` is a uniqueid, a UID in decimal, or nothing for the server.
+pub fn encode_key(scope: &[u8], entry: &[u8], userid: &UserId, owner: Option<&UserId>) -> Vec<u8> {
+    let userid = if owner == Some(userid) { OWNER } else { userid.as_bytes() };
+    [scope, b"\0", entry, b"\0", userid, b"\0"].concat()
+}
+
+/// A value as a 64-bit little-endian server of 3.2 and later writes it.
+pub fn encode_value(value: &[u8], modseq: ModSeq) -> Vec<u8> {
+    let mut out = (value.len() as u32).to_be_bytes().to_vec();
+    out.extend([0; 4]);
+    out.extend_from_slice(value);
+    out.extend_from_slice(b"\0text/plain\0");
+    out.extend([0; 8]);
+    out.extend(modseq.0.to_be_bytes());
+    out.push(0);
+    out
+}
+
 /// How userids are stored.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Userids<'a> {
@@ -131,6 +149,21 @@ mod tests {
         *value.last_mut().expect("flags") = 1;
         assert_eq!(parse_value(&value).expect("parses"), None);
         assert_eq!(parse_key(b"3\0/comment\0[.OwNeR.]\0"), Some((b"3".as_slice(), b"/comment".as_slice(), OWNER)));
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn what_is_encoded_is_read_back(data: Vec<u8>, modseq: u64) {
+            let value = encode_value(&data, ModSeq(modseq));
+            proptest::prop_assert_eq!(parse_value(&value).expect("parses"), Some((data, ModSeq(modseq))));
+        }
+    }
+
+    #[test]
+    fn keys_are_encoded_as_3_6_has_them() {
+        let owner = UserId::from("fred");
+        assert_eq!(encode_key(b"3", b"/comment", &owner, Some(&owner)), b"3\0/comment\0[.OwNeR.]\0");
+        assert_eq!(encode_key(b"", b"/comment", &UserId::default(), None), b"\0/comment\0\0");
     }
 
     #[test]

@@ -15,7 +15,7 @@
 
 use super::bytes::crc32;
 use super::{Fault, FormatError};
-use crate::dlist::{self, Value};
+use crate::dlist::{self, Literals, Value};
 use crate::model::{FlagName, MboxName, MboxType, QuotaRoot, UniqueId};
 use serde::Serialize;
 
@@ -101,6 +101,43 @@ fn parse_list(text: &[u8]) -> Result<MailboxHeader, FormatError> {
     })
 }
 
+/// The file as 3.6 and later write it; `file_crc` is that of the bytes that come back, not of `header`.
+pub fn encode(header: &MailboxHeader) -> Vec<u8> {
+    let mut fields = vec![
+        (b"T".to_vec(), Value::text(letters(header.mbtype.as_ref().unwrap_or(&MboxType::default()), false))),
+        (b"N".to_vec(), Value::text(header.name.clone().unwrap_or_default())),
+        (b"I".to_vec(), Value::text(&header.uniqueid)),
+    ];
+    if let Some(root) = &header.quotaroot {
+        fields.push((b"Q".to_vec(), Value::text(root)));
+    }
+    fields.push((b"A".to_vec(), acl_value(&header.acl)));
+    if header.user_flags.iter().any(Option::is_some) {
+        let flags = header.user_flags.iter().map(|flag| flag.as_ref().map_or(Value::Nil, Value::text));
+        fields.push((b"U".to_vec(), Value::List(flags.collect())));
+    }
+    let mut out = MAGIC.to_vec();
+    Value::Kv(fields).encode(&mut out, Literals::Plain);
+    out.push(b'\n');
+    out
+}
+
+/// The letters of a type as 3.6 and later write them: one that says what it is comes first.
+pub(super) fn letters(mbtype: &MboxType, by_name: bool) -> String {
+    let is_mail = !mbtype.0.contains(['n', 'b', 'c', 'a', 's', 'p', 'j', 'f']);
+    format!("{}{}{}", if is_mail { "e" } else { "" }, mbtype.0, if by_name { "l" } else { "" })
+}
+
+/// `%(ident rights …)` out of the form all other places use.
+pub(super) fn acl_value(acl: &[u8]) -> Value {
+    let parts: Vec<&[u8]> = acl.split(|&byte| byte == b'\t').collect();
+    let pairs = parts.chunks_exact(2).filter_map(|pair| match pair {
+        [ident, rights] if !ident.is_empty() => Some((ident.to_vec(), Value::text(rights))),
+        _ => None,
+    });
+    Value::Kv(pairs.collect())
+}
+
 /// `%(ident rights …)` in the form all other places use.
 pub(super) fn acl_text(acl: &Value) -> Vec<u8> {
     let pairs = acl.as_kv().unwrap_or_default();
@@ -159,7 +196,39 @@ mod tests {
         assert!(parse(&file(&format!("\tid\n{}\n\n", "f ".repeat(128)))).is_ok());
     }
 
+    #[test]
+    fn as_3_6_writes_it() {
+        let text = "%(T e N user.fred I tm Q user.fred A %(fred lrs cyrus lr) U ($Foo NIL Bar))\n";
+        let bytes = file(text);
+        assert_eq!(encode(&parse(&bytes).expect("parses")), bytes);
+    }
+
     proptest! {
+        #[test]
+        fn what_is_encoded_is_read_back(
+            quotaroot in prop::option::of("[a-z]{1,8}"),
+            id in "[a-z0-9]{1,24}",
+            flags in prop::collection::vec(prop::option::of("[!-~]{1,9}"), 0..9),
+            acl in prop::collection::vec(("[!-~\u{e9} ]{1,9}", "[a-z]{0,9}"), 0..5),
+            name in "[a-z.^& ]{1,20}",
+        ) {
+            let mut user_flags: Vec<_> = flags.iter().map(|flag| flag.as_deref().map(FlagName::from)).collect();
+            if user_flags.iter().all(Option::is_none) {
+                user_flags.clear();
+            }
+            let header = MailboxHeader {
+                quotaroot: quotaroot.map(QuotaRoot::new),
+                uniqueid: UniqueId::new(id),
+                user_flags,
+                acl: acl.iter().flat_map(|(ident, rights)| format!("{ident}\t{rights}\t").into_bytes()).collect(),
+                name: Some(MboxName::new(name)),
+                mbtype: Some(MboxType("f".into())),
+                file_crc: 0,
+            };
+            let bytes = encode(&header);
+            prop_assert_eq!(parse(&bytes).expect("parses"), MailboxHeader { file_crc: crc32(&bytes), ..header });
+        }
+
         #[test]
         fn any_bytes_give_a_value_or_an_error(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
             let _ = parse(&bytes);

@@ -15,8 +15,8 @@
 
 use super::FormatError;
 use super::db::Map;
-use super::header::acl_text;
-use crate::dlist::{self, Value};
+use super::header::{acl_text, acl_value, letters};
+use crate::dlist::{self, Literals, Value};
 use crate::model::{MailboxEntry, MboxName, MboxType, ModSeq, Partition, UniqueId};
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -267,6 +267,76 @@ pub fn dbname_of_name(name: &MboxName) -> Vec<u8> {
     out
 }
 
+/// Key and value of the row under the name, as 3.6 and later write it; 0 and nothing at all are left out.
+pub fn encode_name_row(mailbox: &MailboxEntry, mtime: i64) -> (Vec<u8>, Vec<u8>) {
+    let [_, key] = keys_for(&mailbox.name);
+    (key, encode_row(mailbox, mtime, ("I", Value::text(&mailbox.uniqueid)), None))
+}
+
+/// Key and value of the row under the uniqueid; `history` as [`history_of`] gives it, newest first.
+pub fn encode_id_row(mailbox: &MailboxEntry, mtime: i64, history: Vec<Value>) -> (Vec<u8>, Vec<u8>) {
+    let name = Value::text(dbname_of_name(&mailbox.name));
+    (id_key(&mailbox.uniqueid), encode_row(mailbox, mtime, ("N", name), Some(history)))
+}
+
+/// Key of the row under a uniqueid.
+pub fn id_key(id: &UniqueId) -> Vec<u8> {
+    [b"I", id.as_bytes()].concat()
+}
+
+/// The former names in a row under a uniqueid, as they stand there.
+pub fn history_of(row: &[u8]) -> Vec<Value> {
+    let value = dlist::parse(row).ok();
+    value.as_ref().and_then(|value| value.field("H")?.as_list()).unwrap_or_default().to_vec()
+}
+
+/// A name that a mailbox has had until now, for its history.
+pub fn former_value(mailbox: &MailboxEntry, mtime: i64) -> Value {
+    let mut fields = vec![("N", Value::text(dbname_of_name(&mailbox.name)))];
+    fields.extend(numbers(mailbox, mtime));
+    fields.push(("T", Value::text(letters(&mailbox.mbtype, mailbox.by_name))));
+    if !mailbox.partition.is_empty() {
+        fields.push(("P", Value::text(&mailbox.partition)));
+    }
+    kv(fields)
+}
+
+fn encode_row(
+    mailbox: &MailboxEntry,
+    mtime: i64,
+    other: (&'static str, Value),
+    history: Option<Vec<Value>>,
+) -> Vec<u8> {
+    let mut fields = vec![("T", Value::text(letters(&mailbox.mbtype, mailbox.by_name))), other];
+    if !mailbox.partition.is_empty() {
+        fields.push(("P", Value::text(&mailbox.partition)));
+    }
+    fields.extend(numbers(mailbox, mtime));
+    if !mailbox.mbtype.is_deleted() && !mailbox.acl.is_empty() {
+        fields.push(("A", acl_value(&mailbox.acl)));
+    }
+    if let Some(history) = history {
+        fields.push(("H", Value::List(history)));
+    }
+    let mut out = Vec::new();
+    kv(fields).encode(&mut out, Literals::Plain);
+    out
+}
+
+fn numbers(mailbox: &MailboxEntry, mtime: i64) -> impl Iterator<Item = (&'static str, Value)> {
+    let all = [
+        ("V", u64::from(mailbox.uidvalidity)),
+        ("C", mailbox.createdmodseq.0),
+        ("F", mailbox.foldermodseq.0),
+        ("M", mtime.unsigned_abs()),
+    ];
+    all.into_iter().filter(|(_, number)| *number != 0).map(|(key, number)| (key, Value::number(number)))
+}
+
+fn kv(fields: Vec<(&str, Value)>) -> Value {
+    Value::Kv(fields.into_iter().map(|(key, value)| (key.as_bytes().to_vec(), value)).collect())
+}
+
 /// Key of the row that shows whether this mailbox exists: the name itself up to 3.4, `N` + dbname from 3.6 on.
 pub fn keys_for(name: &MboxName) -> [Vec<u8>; 2] {
     let mut key = vec![b'N'];
@@ -386,6 +456,39 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn what_is_encoded_is_read_back(
+            name in "[a-z]{1,5}(\\.[a-zA-Z0-9&^ ()%\u{e9}]{1,9}){1,3}",
+            id in "[a-z0-9]{1,24}",
+            kind in prop::sample::select(vec!["", "f", "i", "d", "c"]),
+            acl in prop::collection::vec(("[!-~ ]{1,9}", "[a-z]{0,9}"), 1..5),
+            numbers in any::<(u32, u64, u64)>(),
+            by_name in any::<bool>(),
+        ) {
+            let mbtype = MboxType(kind.into());
+            let acl = acl.iter().flat_map(|(ident, rights)| format!("{ident}\t{rights}\t").into_bytes()).collect();
+            let mailbox = MailboxEntry {
+                name: MboxName::new(name),
+                uniqueid: UniqueId::new(id),
+                acl: if mbtype.is_deleted() { Vec::new() } else { acl },
+                mbtype,
+                partition: "default".into(),
+                uidvalidity: numbers.0,
+                createdmodseq: ModSeq(numbers.1),
+                foldermodseq: ModSeq(numbers.2),
+                by_name,
+            };
+            let (key, value) = encode_name_row(&mailbox, 17);
+            let Ok(Some(Row::Name(listed))) = row_for(&key, &value) else { panic!("{value:?}") };
+            prop_assert_eq!((&listed.mailbox, listed.mtime), (&mailbox, 17));
+            let former = vec![former_value(&mailbox, 18)];
+            let (key, value) = encode_id_row(&mailbox, 17, former.clone());
+            let Ok(Some(Row::Id(listed, names))) = row_for(&key, &value) else { panic!("{value:?}") };
+            prop_assert_eq!(&listed.mailbox, &mailbox);
+            prop_assert_eq!((&names[0].name, names[0].mtime), (&mailbox.name, 18));
+            prop_assert_eq!(history_of(&value), former);
+        }
+
         #[test]
         fn any_row_gives_a_value_or_an_error(
             key in prop::collection::vec(any::<u8>(), 0..20),

@@ -2,6 +2,7 @@
 
 pub mod annotations;
 pub mod bytes;
+pub mod date;
 pub mod db;
 pub mod header;
 pub mod imapd_conf;

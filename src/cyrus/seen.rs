@@ -28,6 +28,12 @@ pub fn parse_value(value: &[u8]) -> Result<SeenState, FormatError> {
     Ok(SeenState { lastread, lastuid: Uid(lastuid), lastchange, seenuids })
 }
 
+/// One value, as all releases write it.
+pub fn encode_value(seen: &SeenState) -> Vec<u8> {
+    let numbers = format!("1 {} {} {} ", seen.lastread, seen.lastuid.0, seen.lastchange);
+    [numbers.as_bytes(), &seen.seenuids].concat()
+}
+
 /// Values that could not be read, by key.
 pub type Faults = Vec<(Vec<u8>, FormatError)>;
 
@@ -54,7 +60,9 @@ mod tests {
             (seen.lastread, seen.lastuid, seen.seenuids.as_slice()),
             (1_795_493_753, Uid(4), b"1:3,7".as_slice())
         );
+        assert_eq!(encode_value(&seen), b"1 1795493753 4 1795493752 1:3,7");
         assert_eq!(parse_value(b"1 0 0 0 ").expect("parses").seenuids, b"");
+        assert_eq!(encode_value(&parse_value(b"1 0 0 0 ").expect("parses")), b"1 0 0 0 ");
         for bad in [b"".as_slice(), b"2 1 1 1 1", b"1 x 1 1 1", b"1 1 1", b"1 1 99999999999 1 1", b"1 1 1 1 abc"] {
             assert!(parse_value(bad).is_err(), "{bad:?}");
         }

@@ -25,6 +25,20 @@ pub fn parse(map: &Map, user: &UserId) -> BTreeSet<MboxName> {
         .collect()
 }
 
+/// The keys for these names as 3.6 to 3.10 write them.
+pub fn encode(names: &BTreeSet<MboxName>, user: &UserId) -> Map {
+    let own = mboxlist::dbname_of_name(&user.inbox());
+    let key = |name: &MboxName| {
+        let dbname = mboxlist::dbname_of_name(name);
+        match dbname.strip_prefix(own.as_slice()) {
+            Some(rest) if rest.is_empty() || rest.first() == Some(&0x1f) => [b"NINBOX", rest].concat(),
+            _ => [b"N", dbname.as_slice()].concat(),
+        }
+    };
+    let version = (VERSION_KEY.to_vec(), b"2".to_vec());
+    names.iter().map(|name| (key(name), Vec::new())).chain([version]).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -33,6 +47,15 @@ mod tests {
         let map = keys.iter().map(|key| (key.to_vec(), Vec::new())).collect();
         let names: Vec<String> = parse(&map, &"he".into()).iter().map(ToString::to_string).collect();
         assert_eq!(names, expected);
+    }
+
+    #[test]
+    fn what_is_encoded_is_read_back() {
+        let names: BTreeSet<MboxName> =
+            ["user.he", "user.he.Sub^one", "user.hew.y", "user.joe^bloggs.X", "shared"].map(MboxName::from).into();
+        let map = encode(&names, &"he".into());
+        assert!(map.contains_key(&b"NINBOX\x1fSub.one"[..]) && map.contains_key(&b"Nuser\x1fhew\x1fy"[..]));
+        assert_eq!(parse(&map, &"he".into()), names);
     }
 
     #[test]

@@ -31,6 +31,30 @@ fn load(bytes: &[u8]) -> Result<Loaded, FormatError> {
     Ok(Loaded { map, mark: Mark::default() })
 }
 
+/// Sorted as servers look keys up.
+pub(super) fn encode(map: &Map) -> Vec<u8> {
+    let mut rows: Vec<(&Vec<u8>, &Vec<u8>)> = map.iter().collect();
+    rows.sort_by(|(left, _), (right, _)| super::twoskip::mailbox_order(left, right));
+    let mut out = Vec::new();
+    for (key, value) in rows {
+        escape(key, &mut out);
+        out.push(b'\t');
+        escape(value, &mut out);
+        out.push(b'\n');
+    }
+    out
+}
+
+fn escape(text: &[u8], out: &mut Vec<u8>) {
+    for &byte in text {
+        match byte {
+            0 | b'\t' | b'\r' | b'\n' => out.extend([ESCAPE, byte | 0x80]),
+            ESCAPE => out.extend([ESCAPE, ESCAPE]),
+            byte => out.push(byte),
+        }
+    }
+}
+
 fn unescape(text: &[u8]) -> Vec<u8> {
     let mut out = Vec::with_capacity(text.len());
     let mut bytes = text.iter().copied().peekable();
@@ -56,6 +80,15 @@ mod tests {
         let map = parse(b"a\xff\x89b\tv\xff\x8aw\xff\xff\nplain\t\nno tab\n").expect("parses");
         let expected: [(&[u8], &[u8]); 3] = [(b"a\tb", b"v\nw\xff"), (b"no tab", b""), (b"plain", b"")];
         assert!(map.iter().map(|(key, value)| (&key[..], &value[..])).eq(expected));
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn what_is_encoded_is_read_back(map: super::Map) {
+            let mut map = map;
+            map.remove(&b""[..]);
+            proptest::prop_assert_eq!(parse(&super::encode(&map)).expect("parses"), map);
+        }
     }
 
     #[test]

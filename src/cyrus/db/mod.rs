@@ -24,6 +24,7 @@ mod foreign;
 mod quotalegacy;
 mod skiplist;
 mod twoskip;
+mod twoskip_write;
 
 use super::{Fault, FormatError};
 use std::collections::BTreeMap;
@@ -118,6 +119,16 @@ enum Order {
 /// Says what a file is; [`SNIFF_BYTES`] of it are enough.
 pub fn sniff(bytes: &[u8]) -> Kind {
     if bytes.is_empty() { Kind::Empty } else { backend_of(bytes).map_or(Kind::Unknown, |backend| backend.kind) }
+}
+
+/// A whole twoskip file, as its owner would leave it after a repack.
+pub fn encode_twoskip(map: &Map) -> Vec<u8> {
+    twoskip_write::encode(map)
+}
+
+/// A whole flat file.
+pub fn encode_flat(map: &Map) -> Vec<u8> {
+    flat::encode(map)
 }
 
 fn backend_of(bytes: &[u8]) -> Option<&'static Backend> {

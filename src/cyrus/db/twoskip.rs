@@ -16,15 +16,15 @@ use std::ops::Bound;
 pub(super) const BACKEND: Backend = Backend { kind: Kind::Twoskip, name: "twoskip", recognise, load, tail: Some(tail) };
 
 const PART: &str = "twoskip record";
-const HEADER_BYTES: usize = 64;
+pub(super) const HEADER_BYTES: usize = 64;
 const DUMMY_OFFSET: u64 = 64;
 /// Header and DUMMY record.
 const FIRST_RECORD: u64 = 336;
-const MAX_LEVEL: u8 = 31;
+pub(super) const MAX_LEVEL: u8 = 31;
 /// Type, level, two lengths, two long lengths, 32 pointers, two checksums.
 const LONGEST_HEAD: usize = 8 + 16 + 32 * 8 + 8;
 /// Put before a record whose head would cross a block of 512 bytes (3.1 and later).
-const FILLER: [u8; 8] = [0x20, 0x42, 0x4c, 0x41, 0x4e, 0x4b, 0x07, 0xa0];
+pub(super) const FILLER: [u8; 8] = [0x20, 0x42, 0x4c, 0x41, 0x4e, 0x4b, 0x07, 0xa0];
 
 fn recognise(bytes: &[u8]) -> bool {
     bytes.strip_prefix(&MAGIC).is_some_and(|rest| rest.starts_with(b"twoskip file\0\0\0\0"))
@@ -226,7 +226,7 @@ fn walk<'a>(entries: &HashMap<u64, Entry<'a>>, end: u64) -> Option<Vec<Pair<'a>>
 }
 
 /// The order of 2.3 to 2.5 with `improved_mboxlist_sort`: separators before everything else.
-fn mailbox_order(left: &[u8], right: &[u8]) -> Ordering {
+pub(super) fn mailbox_order(left: &[u8], right: &[u8]) -> Ordering {
     let rank = |byte: &u8| match byte {
         b'\t' | b'\n' => 1,
         b'.' => 2,

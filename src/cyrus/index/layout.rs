@@ -25,6 +25,21 @@ impl Slot {
             Self::Nanos(at) => u64_at(bytes, at).map(|nanos| nanos / 1_000_000_000),
         }
     }
+
+    /// Puts a value in; what has more bits than the place loses the high ones, as in Cyrus.
+    pub(super) fn write(self, bytes: &mut [u8], value: u64) {
+        let mut put = |at: usize, new: &[u8]| {
+            if let Some(place) = at.checked_add(new.len()).and_then(|end| bytes.get_mut(at..end)) {
+                place.copy_from_slice(new);
+            }
+        };
+        match self {
+            Self::Absent => {}
+            Self::U32(at) => put(at, &(value as u32).to_be_bytes()),
+            Self::U64(at) => put(at, &value.to_be_bytes()),
+            Self::Nanos(at) => put(at, &value.saturating_mul(1_000_000_000).to_be_bytes()),
+        }
+    }
 }
 
 /// The first 24 bytes are the same everywhere and are not listed.

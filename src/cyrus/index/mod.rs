@@ -17,6 +17,7 @@
     )
 )]
 
+mod encode;
 mod layout;
 mod v06;
 mod v07;
@@ -39,6 +40,7 @@ use crate::model::{MessageGuid, ModSeq, Options, Record, SyncCrcs, SystemFlags, 
 use layout::Slot;
 use serde::Serialize;
 
+pub use encode::{encode_header, encode_record, recount};
 pub use layout::Layout;
 
 /// Every version that was ever released; 11 was not.
