@@ -75,7 +75,7 @@ struct Pair {
 
 impl Pair {
     fn start(seed: u64, workload: &Workload) -> anyhow::Result<Self> {
-        let source = CyrusServer::start(flavour(seed))?;
+        let source = CyrusServer::start(flavour(seed).source())?;
         workload.prepare(&source)?;
         let replica = CyrusServer::start(flavour(seed))?;
         let state = tempfile::tempdir()?;
@@ -229,7 +229,7 @@ fn a_difference_on_the_replica_is_found() {
         return;
     }
     let (workload, state) = (Workload::new(1, 0), tempfile::tempdir().expect("directory"));
-    let source = CyrusServer::start(flavour(2)).expect("source");
+    let source = CyrusServer::start(flavour(2).source()).expect("source");
     workload.prepare(&source).expect("prepares");
     let mut lmtp = source.lmtp().expect("connects");
     for subject in ["one", "two"] {

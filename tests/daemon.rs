@@ -35,7 +35,7 @@ struct Lab {
 
 impl Lab {
     fn new(users: &[&str]) -> Self {
-        let source = CyrusServer::start(Options::new().users(users)).expect("Cyrus starts");
+        let source = CyrusServer::start(Options::new().source().users(users)).expect("Cyrus starts");
         Self { source, dir: tempfile::tempdir().expect("directory") }
     }
 

@@ -24,7 +24,7 @@ fn go_and_no_go() {
     let dir = tempfile::tempdir().expect("directory");
     let state = dir.path().join("state");
     let replica = CyrusServer::start(Options::new()).expect("starts");
-    let source = CyrusServer::start(Options::new().users(&["u1", "u2"])).expect("starts");
+    let source = CyrusServer::start(Options::new().source().users(&["u1", "u2"])).expect("starts");
     let ask = |arguments: &[&str]| ask(&source, &replica, &state, arguments);
     check(&ask(&["drain"]), 3, "");
     check(&ask(&["failover-check"]), 1, "no daemon says how far it is");

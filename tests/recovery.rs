@@ -40,7 +40,7 @@ struct Scene {
 
 impl Scene {
     fn new(seed: u64) -> anyhow::Result<Self> {
-        let source = CyrusServer::start(flavour(seed))?;
+        let source = CyrusServer::start(flavour(seed).source())?;
         let replica = CyrusServer::start(flavour(seed))?;
         let gate = Gate::before(replica.csync())?;
         Ok(Self { source, replica, gate, dir: tempfile::tempdir()? })

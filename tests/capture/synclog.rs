@@ -115,8 +115,9 @@ fn records_are_those_of_cyr_synclog() {
     if !cyrus::installed() {
         return;
     }
-    let server = CyrusServer::prepare(Options::new().set("sync_log", "yes").set("sync_log_channels", "\"\" tap"))
-        .expect("prepared");
+    let server =
+        CyrusServer::prepare(Options::new().source().set("sync_log", "yes").set("sync_log_channels", "\"\" tap"))
+            .expect("prepared");
     cyrus::give_to_cyrus(server.base()).expect("given");
     let logs = ["conf/sync/log", "conf/sync/tap/log"].map(|log| server.base().join(log));
     let take = || {
@@ -168,7 +169,7 @@ fn two_channels_two_readers_and_nobody_misses_a_record() {
     let users = ["u1", "u2", "jane.doe"];
     let ours = CyrusServer::start(Options::new()).expect("replica");
     let theirs = CyrusServer::start(Options::new()).expect("replica");
-    let options = Options::new().users(&users).set("sync_log", "yes").set("sync_log_channels", "tap other");
+    let options = Options::new().source().users(&users).set("sync_log", "yes").set("sync_log_channels", "tap other");
     let mut options = options.replicate_to(&theirs);
     for (key, value) in [("other_sync_repeat_interval", "1"), ("sync_repeat_interval", "1")] {
         options = options.set(key, value);

@@ -25,7 +25,7 @@ fn users_are_spread_by_rule_and_a_dead_replica_holds_up_nobody() {
     if !cyrus::installed() {
         return;
     }
-    let source = CyrusServer::start(Options::new().users(&["u1", "u2", "u3"])).expect("starts");
+    let source = CyrusServer::start(Options::new().source().users(&["u1", "u2", "u3"])).expect("starts");
     let near = CyrusServer::start(Options::new()).expect("starts");
     let mut far = CyrusServer::start(Options::new()).expect("starts");
     let dir = tempfile::tempdir().expect("directory");

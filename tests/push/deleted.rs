@@ -8,7 +8,8 @@ fn what_the_owner_noted_goes_with_a_deleted_mailbox() {
     if !cyrus::installed() {
         return;
     }
-    let source = CyrusServer::start(Options::new().set("delete_mode", "delayed").users(&["u1"])).expect("starts");
+    let source =
+        CyrusServer::start(Options::new().source().set("delete_mode", "delayed").users(&["u1"])).expect("starts");
     let replica = CyrusServer::start(Options::new()).expect("starts");
     let state = tempfile::tempdir().expect("is made");
     let spooltap = |arguments: &[&str]| {

@@ -18,6 +18,7 @@ fn served_source(served: &Served) -> Options {
         .set("sync_host", served.address.ip())
         .set("sync_port", served.address.port())
         .set("sync_log", "yes")
+        .source()
         .users(&["u1", "u2", "jane.doe"])
 }
 

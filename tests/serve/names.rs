@@ -47,8 +47,8 @@ fn sync_client_takes_the_options_of_cyrus() {
     let dir = tempfile::tempdir().expect("directory");
     let client = link(dir.path(), "sync_client");
     let replica = CyrusServer::start(Options::new()).expect("starts");
-    let source =
-        CyrusServer::start(Options::new().replicate_to(&replica).users(&["u1", "u2", "jane.doe"])).expect("starts");
+    let source = CyrusServer::start(Options::new().source().replicate_to(&replica).users(&["u1", "u2", "jane.doe"]))
+        .expect("starts");
     let conf = source.conf();
     work(&source, 1);
     for arguments in
@@ -115,7 +115,7 @@ fn cyrus_master_runs_both_names() {
     let services = server.base().join("cyrus.conf");
     let text = std::fs::read_to_string(&services).expect("cyrus.conf");
     let line = text.lines().find(|line| line.trim_start().starts_with("csync ")).expect("a csync service");
-    let ours = line.replace(&format!("{}/sync_server", cyrus::PROGRAMS), &program.display().to_string());
+    let ours = line.replace(&server.program("sync_server").display().to_string(), &program.display().to_string());
     assert_ne!(line, ours);
     std::fs::write(&services, text.replace(line, &ours)).expect("cyrus.conf");
     server.boot().expect("starts");
@@ -126,6 +126,7 @@ fn cyrus_master_runs_both_names() {
         .set("sync_port", server.csync().port())
         .set("sync_log", "yes")
         .set("sync_shutdown_file", "@BASE@/conf/sync/stop")
+        .source()
         .users(&["u1", "u2", "jane.doe"]);
     let mut source = CyrusServer::start(settings).expect("starts");
     work(&source, 1);

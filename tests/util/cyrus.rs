@@ -1,5 +1,8 @@
 //! Private instances of the installed Cyrus (Debian's 3.6.1), each in a directory and on a loopback address of its own.
 //!
+//! Another build takes its place where a variable names the folder it was installed in: `SPOOLTAP_CYRUS_SOURCE` for the
+//! servers that clients work on, `SPOOLTAP_CYRUS_REPLICA` for all others.
+//!
 //! Nothing of the system's own Cyrus is touched: other configuration, other directories, other address. When the
 //! test process dies, however it dies, its servers die with it.
 
@@ -24,7 +27,7 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
 use tempfile::TempDir;
 
-pub const PROGRAMS: &str = "/usr/lib/cyrus/bin";
+const PROGRAMS: &str = "/usr/lib/cyrus/bin";
 const IMAP: u16 = 1143;
 const CSYNC: u16 = 2005;
 const SIEVE: u16 = 4190;
@@ -39,18 +42,42 @@ pub const REPLICATOR: &str = "repl";
 /// Whether a Cyrus is installed that can be started here. Says so on stderr if not, or fails the test if there has
 /// to be one (`SPOOLTAP_REQUIRE_CYRUS=1`).
 pub fn installed() -> bool {
-    let missing: Vec<&str> = ["master", "imapd", "lmtpd", "timsieved", "sync_server", "sync_client", "unexpunge"]
+    let needed = ["master", "imapd", "lmtpd", "timsieved", "sync_server", "sync_client", "unexpunge"];
+    let roles = [Role::Source, Role::Replica];
+    let missing: Vec<PathBuf> = roles
         .into_iter()
-        .filter(|program| !Path::new(PROGRAMS).join(program).exists())
+        .flat_map(|role| needed.map(|name| role.program(name)))
+        .filter(|program| !program.exists())
         .collect();
     if missing.is_empty() {
         return true;
     }
     let required = std::env::var_os("SPOOLTAP_REQUIRE_CYRUS").is_some();
-    assert!(!required, "Cyrus is not installed: {missing:?} missing in {PROGRAMS}");
+    assert!(!required, "Cyrus is not installed: {missing:?} missing");
     // Not eprintln: the harness keeps that to itself when a test passes.
     let _ = std::io::Write::write_all(&mut std::io::stderr(), b"SKIPPED: needs an installed Cyrus, see tests/run\n");
     false
+}
+
+/// Which end a server is: each may be of another release.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Role {
+    Source,
+    #[default]
+    Replica,
+}
+
+impl Role {
+    /// Where a program of its release is: one folder in Debian's package, several where `make install` put them.
+    fn program(self, name: &str) -> PathBuf {
+        let variable = match self {
+            Role::Source => "SPOOLTAP_CYRUS_SOURCE",
+            Role::Replica => "SPOOLTAP_CYRUS_REPLICA",
+        };
+        let Some(prefix) = std::env::var_os(variable).map(PathBuf::from) else { return Path::new(PROGRAMS).join(name) };
+        let places = ["libexec", "sbin", "bin", "cyrus/bin"].map(|folder| prefix.join(folder).join(name));
+        places.into_iter().find(|program| program.exists()).unwrap_or_else(|| prefix.join(name))
+    }
 }
 
 /// How a server is set up.
@@ -58,6 +85,7 @@ pub fn installed() -> bool {
 pub struct Options {
     conf: BTreeMap<String, String>,
     users: Vec<String>,
+    role: Role,
 }
 
 impl Options {
@@ -68,6 +96,12 @@ impl Options {
     /// An option of imapd.conf; `@BASE@` in the value is the server's directory, an empty value takes a default away.
     pub fn set(mut self, key: &str, value: impl ToString) -> Self {
         self.conf.insert(key.into(), value.to_string());
+        self
+    }
+
+    /// Clients work on it, and something replicates from it.
+    pub fn source(mut self) -> Self {
+        self.role = Role::Source;
         self
     }
 
@@ -143,7 +177,7 @@ impl CyrusServer {
         }
         give_to_cyrus(self.base())?;
         let log = fs::File::create(self.base().join("master.log"))?;
-        let mut command = Command::new(program("master"));
+        let mut command = Command::new(self.program("master"));
         command.arg("-C").arg(self.conf()).arg("-M").arg(self.base().join("cyrus.conf"));
         command.arg("-p").arg(self.base().join("master.pid"));
         command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).current_dir(self.base());
@@ -242,7 +276,7 @@ impl CyrusServer {
 
     /// The same, to be started by the caller.
     pub fn tool_command(&self, name: &str, arguments: &[&str]) -> Command {
-        let mut command = Command::new(program(name));
+        let mut command = Command::new(self.program(name));
         command.arg("-C").arg(self.conf()).args(arguments).stdin(Stdio::null()).current_dir(self.base());
         as_cyrus(&mut command);
         command
@@ -250,7 +284,7 @@ impl CyrusServer {
 
     /// Starts one of Cyrus's tools that goes on until it is dropped.
     pub fn background(&self, name: &str, arguments: &[&str]) -> anyhow::Result<Group> {
-        let mut command = Command::new(program(name));
+        let mut command = Command::new(self.program(name));
         command.arg("-C").arg(self.conf()).args(arguments).current_dir(self.base());
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         Ok(Group::spawn(as_cyrus(&mut command))?)
@@ -295,6 +329,11 @@ impl CyrusServer {
     pub fn kill_processes(&self, name: &str) -> usize {
         let members = self.master.iter().flat_map(Group::members);
         members.filter(|(pid, have)| have == name && kill(*pid, Signal::SIGKILL).is_ok()).count()
+    }
+
+    /// A program of this server's release.
+    pub fn program(&self, name: &str) -> PathBuf {
+        self.options.role.program(name)
     }
 
     fn socket_address(&self, port: u16) -> SocketAddr {
@@ -350,7 +389,7 @@ impl CyrusServer {
         let lines: String = self.settings().iter().map(|(key, value)| format!("{key}: {value}\n")).collect();
         fs::write(self.conf(), lines)?;
         let conf = self.conf();
-        let program = |name: &str| format!("{PROGRAMS}/{name} -C {}", conf.display());
+        let program = |name: &str| format!("{} -C {}", self.program(name).display(), conf.display());
         let listen = |port: u16| format!("{}:{port}", self.address);
         let services = [
             ("imap", program("imapd"), listen(IMAP)),
@@ -366,10 +405,6 @@ impl CyrusServer {
         fs::write(self.base().join("cyrus.conf"), text)?;
         Ok(())
     }
-}
-
-fn program(name: &str) -> PathBuf {
-    Path::new(PROGRAMS).join(name)
 }
 
 /// The user whom Cyrus runs as: its own if we are root, else we ourselves.
