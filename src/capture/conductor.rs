@@ -316,7 +316,7 @@ impl Conductor {
                 Err(error) => {
                     let error_text = error.to_string();
                     tracing::error!(source = post.kind.name, %error, "capture failed");
-                    if matches!(error, CaptureError::Watches(_) | CaptureError::Instances(_)) {
+                    if error.is_lasting() {
                         self.succeed(&post, since, &error_text);
                     } else {
                         self.vacancies.extend(post.areas.iter().map(|area| (area.clone(), since, error_text.clone())));
@@ -396,11 +396,11 @@ impl Conductor {
         }
     }
 
-    /// Tries whether a better source works by now for what `poll` or `scan` serve.
+    /// Tries whether a better source works by now for what the second best serve.
     fn come_back(&mut self) {
         self.better_at = None;
         let posts = lock(&self.board.posts).clone();
-        for post in posts.iter().filter(|post| !post.kind.prompt && !post.is_relief) {
+        for post in posts.iter().filter(|post| !post.kind.settled && !post.is_relief) {
             let Some(rank) = self.kinds.iter().position(|kind| kind.name == post.kind.name) else { continue };
             let mut better = false;
             for kind in self.kinds.clone().into_iter().take(rank) {

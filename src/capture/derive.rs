@@ -135,6 +135,30 @@ impl Roots {
         }
     }
 
+    /// What is watched beside the mailboxes: what no lock of a mailbox stands for.
+    pub fn beside_mailboxes(&self) -> Vec<(PathBuf, Reach)> {
+        Self { spool: Vec::new(), meta: Vec::new(), ..self.clone() }.watched()
+    }
+
+    /// The mailbox that a lock file stands for, by its path below the directory of locks (3.6 and later): named after the
+    /// uniqueid, or after the mailbox where that one lives by its name. At the top it may be either, so both are told.
+    pub fn derive_lock(&self, below: &Path) -> Vec<DirtyKey> {
+        let mut parts: Vec<&[u8]> = below.iter().map(OsStrExt::as_bytes).collect();
+        let Some(name) = parts.pop().and_then(|file| file.strip_suffix(b".lock")) else { return Vec::new() };
+        parts.push(name);
+        // `*U*` + user, `*D*` …, of 3.12 with a directory in between: locks of other things.
+        if parts.iter().any(|part| part.first() == Some(&b'*')) {
+            return Vec::new();
+        }
+        let Some(MailboxRef::Name(name)) = mailbox(&parts, Some(b"cyrus.index"), self.hashimapspool) else {
+            return Vec::new();
+        };
+        let id = UniqueId::new(name.as_bytes());
+        let is_plain = !name.as_bytes().iter().any(|byte| matches!(byte, b'.' | b'!'));
+        let id = is_plain.then_some(DirtyKey::Accessed(MailboxRef::Id(id)));
+        id.into_iter().chain([DirtyKey::Accessed(MailboxRef::Name(name))]).collect()
+    }
+
     /// A directory whose content never matters: staging areas at the top of a partition.
     pub fn is_noise_dir(&self, path: &Path) -> bool {
         match self.locate(path) {
@@ -446,6 +470,28 @@ mod tests {
             "/elsewhere/cyrus.index",
         ] {
             check(&format!("modify {path}"), "-");
+        }
+    }
+
+    #[test]
+    fn a_lock_names_its_mailbox() {
+        let check = |hashed: bool, path: &str, expected: &str| {
+            let keys = roots(hashed).derive_lock(Path::new(path));
+            let keys: Vec<String> = keys.iter().map(DirtyKey::to_string).collect();
+            assert_eq!(keys.join(", "), expected, "{path}");
+        };
+        // As 3.6.1 makes them, and 3.12 by its sources.
+        let id = "cyep0qmotfa5j0f7pundy3wj";
+        let both = format!("accessed-id {id}, accessed {id}");
+        check(false, &format!("{id}.lock"), &both);
+        check(true, &format!("c/{id}.lock"), &both);
+        check(false, "user/u1/Foo.lock", "accessed user.u1.Foo");
+        check(true, "j/user/joe^bloggs/Sub.lock", "accessed user.joe^bloggs.Sub");
+        check(false, "domain/example.com/user/u1.lock", "accessed example.com!user.u1");
+        check(false, "DELETED/user/u1/Foo/64AB12CD.lock", "accessed DELETED.user.u1.Foo.64AB12CD");
+        check(false, "board.lock", "accessed-id board, accessed board");
+        for noise in ["*U*u1.lock", "f/*U*user/fred.lock", "user/u1", "", "user/u1/Foo.lock.tmp"] {
+            check(noise.starts_with("f/"), noise, "");
         }
     }
 

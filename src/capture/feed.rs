@@ -29,6 +29,8 @@ pub enum TouchKind {
     Gone,
     /// Not told by the kernel: a record of sync_log.
     Logged,
+    /// Whoever had a mailbox open has let it go.
+    Released,
 }
 
 impl fmt::Display for TouchKind {
@@ -42,6 +44,7 @@ impl fmt::Display for TouchKind {
             Self::Found => "found",
             Self::Gone => "gone",
             Self::Logged => "logged",
+            Self::Released => "released",
         })
     }
 }
@@ -161,10 +164,10 @@ impl Feed {
         true
     }
 
-    /// A line of a log names what may differ.
-    pub(super) fn record(&mut self, log: &Path, key: DirtyKey, seen_at: Instant) {
+    /// A file that is no part of the store names what may differ.
+    pub(super) fn names(&mut self, kind: TouchKind, path: &Path, key: DirtyKey, seen_at: Instant) {
         if let Some(tap) = &self.tap {
-            tap(&TapEvent { path: log, is_dir: false, kind: TouchKind::Logged, key: Some(&key), seen_at });
+            tap(&TapEvent { path, is_dir: false, kind, key: Some(&key), seen_at });
         }
         self.coalescer.notice(Notice { key, seen_at });
     }

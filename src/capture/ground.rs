@@ -34,6 +34,10 @@ pub struct Ground {
     pub(super) cookies: Option<Arc<Cookies>>,
     /// The log that `synclog` consumes, or why there is none.
     pub(super) sync_log: Result<PathBuf, String>,
+    /// Where lock files tell what changed, or why they do not.
+    pub(super) locks: Result<PathBuf, String>,
+    /// This source was asked for, whatever `auto` would take.
+    pub(super) is_demanded: bool,
 }
 
 impl Ground {
@@ -48,6 +52,8 @@ impl Ground {
             scan_every: settings.scan_every,
             cookies,
             sync_log: settings.sync_log.clone(),
+            locks: settings.locks.clone(),
+            is_demanded: settings.source != super::AUTO,
         }
     }
 }

@@ -38,6 +38,11 @@ fn mask() -> WatchMask {
         | WatchMask::ONLYDIR
 }
 
+/// Of lock files only the end matters: it comes when all is written.
+fn mask_of_locks() -> WatchMask {
+    WatchMask::CLOSE_WRITE | mask().difference(WatchMask::MODIFY)
+}
+
 /// How often directories without a watch are tried again, and compared meanwhile.
 const RETRY: Duration = Duration::from_secs(30);
 /// Unwatched directories remembered one by one; with more, all roots are walked again.
@@ -65,7 +70,7 @@ struct Step {
     link: bool,
 }
 
-struct InotifySource {
+pub(super) struct InotifySource {
     inotify: Inotify,
     watches: Watches,
     roots: Roots,
@@ -84,8 +89,10 @@ struct InotifySource {
     has_successor: bool,
     /// The watch of our own directory.
     cookies: Option<WatchDescriptor>,
-    /// No watch is left, and another source can take over.
-    exhausted: Option<io::Error>,
+    /// A watch that cannot be had or done without, and another source can take over.
+    exhausted: Option<CaptureError>,
+    /// When to compare what no event tells of, and how often.
+    compare: Option<(Instant, Duration)>,
 }
 
 #[derive(Default)]
@@ -97,28 +104,44 @@ struct Unwatched {
 }
 
 pub(super) fn open(ground: &Ground) -> Result<Box<dyn Source>, CaptureError> {
-    let inotify = Inotify::init().map_err(CaptureError::Instances)?;
-    let plan = ground.areas.iter().map(|area| match area.reach {
-        Reach::Flat => (area.path.clone(), Role::Flat),
-        Reach::Tree => (area.path.clone(), Role::Tree),
-    });
-    Ok(Box::new(InotifySource {
-        watches: inotify.watches(),
-        inotify,
-        roots: ground.roots.clone(),
-        plan: plan.collect(),
-        cookies: None,
-        relief: ground.relief.clone(),
-        has_successor: ground.has_successor,
-        exhausted: None,
-        unborn: BTreeSet::new(),
-        table: Table::default(),
-        buffer: vec![0; BUFFER_BYTES],
-        backlog: VecDeque::new(),
-        unwatched: Unwatched::default(),
-        mounts: Mounts::new(),
-        met: None,
-    }))
+    let plan = ground.areas.iter().map(|area| (area.path.clone(), role(area.reach)));
+    Ok(Box::new(InotifySource::new(ground, plan.collect(), None)?))
+}
+
+pub(super) fn role(reach: Reach) -> Role {
+    match reach {
+        Reach::Flat => Role::Flat,
+        Reach::Tree => Role::Tree,
+    }
+}
+
+impl InotifySource {
+    /// Watches these directories, in this order.
+    pub(super) fn new(
+        ground: &Ground,
+        plan: Vec<(PathBuf, Role)>,
+        compare_every: Option<Duration>,
+    ) -> Result<Self, CaptureError> {
+        let inotify = Inotify::init().map_err(CaptureError::Instances)?;
+        Ok(Self {
+            compare: compare_every.map(|every| (Instant::now() + every, every)),
+            watches: inotify.watches(),
+            inotify,
+            roots: ground.roots.clone(),
+            plan,
+            cookies: None,
+            relief: ground.relief.clone(),
+            has_successor: ground.has_successor,
+            exhausted: None,
+            unborn: BTreeSet::new(),
+            table: Table::default(),
+            buffer: vec![0; BUFFER_BYTES],
+            backlog: VecDeque::new(),
+            unwatched: Unwatched::default(),
+            mounts: Mounts::new(),
+            met: None,
+        })
+    }
 }
 
 impl Source for InotifySource {
@@ -162,6 +185,10 @@ impl Source for InotifySource {
             if self.unwatched.retry_at.is_some_and(|at| at <= now) {
                 self.retry(feed);
             }
+            if let Some((_, every)) = self.compare.filter(|(at, _)| *at <= now) {
+                self.compare = Some((now + every, every));
+                feed.lost(Scope::Everything, now);
+            }
             self.give_up()?;
             self.count(feed);
             if feed.round_done(orders, now) {
@@ -174,13 +201,14 @@ impl Source for InotifySource {
 impl InotifySource {
     /// Sleeps until there is something to do; true when something was mounted or unmounted.
     fn wait(&self, feed: &Feed, control: &Control) -> Result<bool, CaptureError> {
-        let wake_at = [feed.next_deadline(), self.unwatched.retry_at].into_iter().flatten().min();
+        let compare_at = self.compare.map(|(at, _)| at);
+        let wake_at = [feed.next_deadline(), self.unwatched.retry_at, compare_at].into_iter().flatten().min();
         wait_also(control, Some(self.inotify.as_fd()), self.mounts.descriptor(), wake_at)
     }
 
-    /// Ends this source when watches have run out and another one needs none.
+    /// Ends this source when it cannot have a watch and another one needs none.
     fn give_up(&mut self) -> Result<(), CaptureError> {
-        self.exhausted.take().map_or(Ok(()), |cause| Err(CaptureError::Watches(cause)))
+        self.exhausted.take().map_or(Ok(()), Err)
     }
 
     fn mounts_changed(&mut self) -> bool {
@@ -244,6 +272,11 @@ impl InotifySource {
         let kind = touch_kind(mask);
         let came = matches!(kind, TouchKind::Create | TouchKind::MovedTo);
         match role {
+            Role::Locks if mask.contains(EventMask::CLOSE_WRITE) => self.released(&path, feed, seen_at),
+            Role::Locks if came && is_dir => self.walk(Step { path, parent: Some(wd), role, link: false }, true, feed),
+            // Locks that are held in it are let go where nobody looks.
+            Role::Locks if is_dir && kind == TouchKind::MovedFrom => feed.lost(Scope::Everything, seen_at),
+            Role::Locks => {}
             Role::Tree if is_dir && self.roots.is_noise_dir(&path) => {}
             Role::Tree => {
                 let known = feed.touched(kind, &path, is_dir, seen_at);
@@ -274,6 +307,20 @@ impl InotifySource {
         self.plan.get(root).map(|(path, _)| path.as_path()).unwrap_or(Path::new(""))
     }
 
+    /// The directory of locks that holds this path.
+    fn lock_root(&self, path: &Path) -> Option<&Path> {
+        let roots = self.plan.iter().filter(|(_, role)| *role == Role::Locks).map(|(root, _)| root.as_path());
+        roots.into_iter().find(|root| path.starts_with(root))
+    }
+
+    /// Somebody has let go of a lock.
+    fn released(&self, path: &Path, feed: &mut Feed, seen_at: Instant) {
+        let below = self.lock_root(path).and_then(|root| path.strip_prefix(root).ok());
+        for key in below.map(|below| self.roots.derive_lock(below)).unwrap_or_default() {
+            feed.names(TouchKind::Released, path, key, seen_at);
+        }
+    }
+
     fn trees(&self) -> impl Iterator<Item = &Path> {
         self.plan.iter().filter(|(_, role)| *role == Role::Tree).map(|(path, _)| path.as_path())
     }
@@ -282,7 +329,7 @@ impl InotifySource {
     fn arm(&mut self, root: usize, report: bool, feed: &mut Feed) {
         let Some((path, role)) = self.plan.get(root).cloned() else { return };
         loop {
-            match self.add(&path) {
+            match self.add(&path, role) {
                 Ok(_) => {
                     if self.unborn.remove(&root) {
                         tracing::info!(path = %path.display(), "root is watched now");
@@ -310,7 +357,7 @@ impl InotifySource {
     fn ladder(&mut self, path: &Path, feed: &mut Feed) -> Option<PathBuf> {
         let mut missing = path;
         while let Some(above) = missing.parent() {
-            match self.add(above) {
+            match self.add(above, Role::Ladder) {
                 Ok(watch) => {
                     let wd = watch.get_watch_descriptor_id();
                     self.meet(wd);
@@ -330,8 +377,9 @@ impl InotifySource {
         None
     }
 
-    fn add(&mut self, path: &Path) -> io::Result<WatchDescriptor> {
-        self.watches.add(path, mask())
+    fn add(&mut self, path: &Path, role: Role) -> io::Result<WatchDescriptor> {
+        let mask = if role == Role::Locks { mask_of_locks() } else { mask() };
+        self.watches.add(path, mask)
     }
 
     fn meet(&mut self, wd: i32) {
@@ -355,7 +403,7 @@ impl InotifySource {
                 let _ = self.siphon(feed);
                 feed.hand_on_in_burst();
             }
-            let watch = match self.add(&step.path) {
+            let watch = match self.add(&step.path, step.role) {
                 Ok(watch) => watch,
                 // Gone again, or not a directory any more: the watch above it tells the rest.
                 Err(error) if is_gone(&error) => continue,
@@ -398,9 +446,11 @@ impl InotifySource {
             let path = entry.path();
             let is_dir = kind.is_dir() || (link && path.is_dir());
             if is_dir {
-                if step.role == Role::Tree && !self.roots.is_noise_dir(&path) {
-                    steps.push(Step { path, parent: Some(wd), role: Role::Tree, link });
+                if matches!(step.role, Role::Tree | Role::Locks) && !self.roots.is_noise_dir(&path) {
+                    steps.push(Step { path, parent: Some(wd), role: step.role, link });
                 }
+            } else if report && step.role == Role::Locks {
+                self.released(&path, feed, Instant::now());
             } else if report {
                 feed.touched(TouchKind::Found, &path, false, Instant::now());
             }
@@ -466,7 +516,7 @@ impl InotifySource {
         let affected: Vec<usize> =
             (0..self.plan.len()).filter(|&root| self.root_path(root).starts_with(path)).collect();
         for root in affected {
-            if self.plan.get(root).is_some_and(|(_, role)| *role == Role::Tree) && !self.unborn.contains(&root) {
+            if self.plan.get(root).is_some_and(|(_, role)| *role >= Role::Tree) && !self.unborn.contains(&root) {
                 feed.lost(Scope::Everything, seen_at);
             }
             self.arm(root, true, feed);
@@ -476,11 +526,11 @@ impl InotifySource {
     /// A watched directory has a new name; events before this one may have told us where it is now.
     fn moved(&mut self, wd: i32, feed: &mut Feed, seen_at: Instant) {
         let Some(path) = self.table.path(wd) else { return self.forget(wd, feed, seen_at) };
-        match self.add(&path) {
+        let (parent, role) = self.table.get(wd).map_or((None, Role::Tree), |dir| (dir.parent, dir.role));
+        match self.add(&path, role) {
             Ok(watch) if watch.get_watch_descriptor_id() == wd => {}
             Ok(_) => {
                 // Another directory took the name already.
-                let (parent, role) = self.table.get(wd).map_or((None, Role::Tree), |dir| (dir.parent, dir.role));
                 self.forget(wd, feed, seen_at);
                 self.walk(Step { path, parent, role, link: false }, true, feed);
             }
@@ -538,7 +588,13 @@ impl InotifySource {
             return;
         }
         if errno == Some(Errno::ENOSPC) && self.has_successor {
-            self.exhausted.get_or_insert(error);
+            self.exhausted.get_or_insert(CaptureError::Watches(error));
+            return;
+        }
+        if self.lock_root(path).is_some() {
+            // What is locked there would change unseen: nothing that is compared now and then makes up for that.
+            let why = format!("its lock files cannot be watched: {error}");
+            self.exhausted.get_or_insert(CaptureError::Unfit { source_name: "locks", path: path.to_owned(), why });
             return;
         }
         if !self.unwatched.told {
@@ -588,7 +644,7 @@ impl InotifySource {
                 self.arm(root, true, feed);
                 continue;
             }
-            let parent = path.parent().and_then(|above| self.add(above).ok());
+            let parent = path.parent().and_then(|above| self.add(above, Role::Tree).ok());
             let parent = parent.map(|watch| watch.get_watch_descriptor_id()).filter(|wd| self.table.get(*wd).is_some());
             // Without the directory above nothing is left to be watched here.
             if let Some(parent) = parent {

@@ -13,6 +13,7 @@ mod feed;
 mod ground;
 mod handle;
 mod inotify;
+mod locks;
 mod mounts;
 mod poll;
 mod scan;
@@ -47,8 +48,10 @@ pub trait Source: Send {
 /// How a source is called and opened.
 pub struct SourceKind {
     pub name: &'static str,
-    /// The kernel tells of every change at once; the others find out by and by.
+    /// Tells of every change at once; the others find out by and by.
     pub prompt: bool,
+    /// Nothing better is tried again while it serves.
+    pub settled: bool,
     /// Taken by `auto` in the order of the table; the others have to be asked for.
     pub auto: bool,
     /// Whether it can serve an area, and why (not).
@@ -58,11 +61,12 @@ pub struct SourceKind {
 
 /// Every source there is, in the order in which `auto` would have them.
 pub const SOURCES: &[SourceKind] = &[
-    SourceKind { name: "inotify", prompt: true, auto: true, fit: local, open: inotify::open },
-    SourceKind { name: "fanotify", prompt: true, auto: true, fit: fanotify::fit, open: fanotify::open },
-    SourceKind { name: "poll", prompt: false, auto: true, fit: any_place, open: poll::open },
-    SourceKind { name: "synclog", prompt: false, auto: false, fit: synclog::fit, open: synclog::open },
-    SourceKind { name: "scan", prompt: false, auto: true, fit: any_place, open: scan::open },
+    SourceKind { name: "inotify", prompt: true, settled: true, auto: true, fit: local, open: inotify::open },
+    SourceKind { name: "fanotify", prompt: true, settled: true, auto: true, fit: fanotify::fit, open: fanotify::open },
+    SourceKind { name: "locks", prompt: true, settled: false, auto: true, fit: locks::fit, open: locks::open },
+    SourceKind { name: "poll", prompt: false, settled: false, auto: true, fit: any_place, open: poll::open },
+    SourceKind { name: "synclog", prompt: false, settled: false, auto: false, fit: synclog::fit, open: synclog::open },
+    SourceKind { name: "scan", prompt: false, settled: false, auto: true, fit: any_place, open: scan::open },
 ];
 
 /// One read of a kernel's queue.
@@ -129,6 +133,8 @@ pub struct Settings {
     pub come_back: Duration,
     /// The log that `synclog` consumes, or why there is none.
     pub sync_log: Result<PathBuf, String>,
+    /// Where this server keeps its lock files, or why they do not tell what changed.
+    pub locks: Result<PathBuf, String>,
     /// A directory of ours, made when it is missing, in which `CaptureHandle::prove` makes files.
     pub cookies: Option<PathBuf>,
     /// Sees every raw event.
@@ -145,6 +151,7 @@ impl Default for Settings {
             scan_every: Duration::from_secs(60),
             come_back: Duration::from_secs(30),
             sync_log: Err("no sync_log is named".to_owned()),
+            locks: Err("no directory of locks is named".to_owned()),
             cookies: None,
             tap: None,
         }
@@ -153,7 +160,7 @@ impl Default for Settings {
 
 impl fmt::Debug for Settings {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { quiet, most, source, poll_every, scan_every, come_back, sync_log, cookies, tap } = self;
+        let Self { quiet, most, source, poll_every, scan_every, come_back, sync_log, locks, cookies, tap } = self;
         f.debug_struct("Settings")
             .field("quiet", quiet)
             .field("most", most)
@@ -162,6 +169,7 @@ impl fmt::Debug for Settings {
             .field("scan_every", scan_every)
             .field("come_back", come_back)
             .field("sync_log", sync_log)
+            .field("locks", locks)
             .field("cookies", cookies)
             .field("tap", &tap.is_some())
             .finish()
@@ -195,6 +203,11 @@ pub enum CaptureError {
 }
 
 impl CaptureError {
+    /// The same source would fail again at once.
+    fn is_lasting(&self) -> bool {
+        matches!(self, Self::Watches(_) | Self::Instances(_) | Self::Unfit { .. })
+    }
+
     /// What the daemon does about it.
     pub fn disposition(&self) -> Disposition {
         match self {

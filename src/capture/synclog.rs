@@ -3,7 +3,7 @@
 //!
 //! The one place of capture that writes below `configdirectory`: it renames and removes files of its own channel.
 
-use super::feed::{Control, Feed};
+use super::feed::{Control, Feed, TouchKind};
 use super::ground::{Area, Ground};
 use super::{CaptureError, Source, wait};
 use crate::cyrus::sync_log::{self, Record};
@@ -146,7 +146,7 @@ impl Taken {
             let text = line.strip_suffix(b"\n").unwrap_or(&line);
             if let Some(record) = sync_log::parse(text) {
                 for key in keys(&record) {
-                    feed.record(&self.run, key, now);
+                    feed.names(TouchKind::Logged, &self.run, key, now);
                 }
             }
         }

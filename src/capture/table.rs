@@ -12,6 +12,8 @@ pub enum Role {
     Ladder,
     Flat,
     Tree,
+    /// Lock files: whoever lets one go may have changed what it stands for.
+    Locks,
 }
 
 /// One watched directory; `W` is what the kernel's interface wants back to remove the watch.

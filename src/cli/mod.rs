@@ -64,7 +64,7 @@ struct Common {
     /// Sessions per replica [default: 4]
     #[arg(long, global = true)]
     lanes: Option<usize>,
-    /// How change is noticed: auto, inotify, fanotify, poll, synclog or scan [default: auto]
+    /// How change is noticed: auto, inotify, fanotify, locks, poll, synclog or scan [default: auto]
     #[arg(long, global = true, value_name = "SOURCE")]
     capture: Option<String>,
     /// Lift the fuse that stops mass removals on the replica

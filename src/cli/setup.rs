@@ -41,6 +41,7 @@ impl Setup {
             poll_every: self.config.poll_every,
             scan_every: self.config.scan_every,
             sync_log: self.sync_log(),
+            locks: self.locks(),
             cookies: Some(self.config.state.join("cookies")),
             ..Default::default()
         }
@@ -59,6 +60,16 @@ impl Setup {
             return Err(format!("Cyrus does not log to channel {ours}; add it to sync_log_channels, now {known}"));
         }
         Ok(capture::synclog::log_path(&self.store.layout().configdirectory, self.config.channel.as_deref()))
+    }
+
+    /// Where the server keeps its locks, or why they do not tell what changed.
+    fn locks(&self) -> Result<PathBuf, String> {
+        match self.store.is_modern() {
+            true => Ok(self.store.layout().lock_root.clone()),
+            false => {
+                Err("needs Cyrus 3.6 or later, whose sessions let go of their locks after each command".to_owned())
+            }
+        }
     }
 
     /// Directories that capture watches.

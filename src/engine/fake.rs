@@ -23,6 +23,8 @@ pub(super) struct Content {
     pub metas: BTreeMap<UserId, UserMeta>,
     pub quotas: BTreeMap<QuotaRoot, QuotaLimits>,
     listing: Option<Arc<Listing>>,
+    /// Readings of whole mailboxes.
+    pub readings: usize,
 }
 
 #[derive(Default)]
@@ -76,7 +78,9 @@ impl MailStore for FakeStore {
     }
 
     fn mailbox(&self, entry: &MailboxEntry) -> Result<Option<MailboxSnapshot>, StoreError> {
-        Ok(self.0.lock().expect("lock").mailboxes.get(&entry.uniqueid).cloned())
+        let mut content = self.0.lock().expect("lock");
+        content.readings += 1;
+        Ok(content.mailboxes.get(&entry.uniqueid).cloned())
     }
 
     fn fingerprint(&self, entry: &MailboxEntry) -> Result<Option<Fingerprint>, StoreError> {

@@ -5,8 +5,8 @@ use super::names::Source;
 use super::queue::{Item, Lane};
 use super::{Event, Shared};
 use crate::model::{
-    Annotation, DirtyKey, MailStore, MailboxRef, MboxName, Notice, QuotaRoot, Scope, StoreError, UniqueId, UserId,
-    UserPart, UserRef,
+    Annotation, DirtyKey, MailStore, MailboxEntry, MailboxRef, MboxName, Notice, QuotaRoot, Scope, StoreError,
+    UniqueId, UserId, UserPart, UserRef,
 };
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -134,6 +134,7 @@ impl Router {
             DirtyKey::MailboxList => self.list_changed(at),
             DirtyKey::Annotations => self.annotations_changed(at),
             DirtyKey::Mailbox(mailbox) => self.mailbox(mailbox, at),
+            DirtyKey::Accessed(mailbox) => self.accessed(mailbox, at),
             DirtyKey::User(UserRef::Name(user), part) => {
                 if *part == UserPart::Seen {
                     for id in self.store.follows_seen(user)? {
@@ -172,7 +173,8 @@ impl Router {
         Ok(self.source.by_id(inbox).and_then(|entry| entry.name.owner()))
     }
 
-    fn mailbox(&mut self, mailbox: &MailboxRef, at: Instant) -> Result<(), StoreError> {
+    /// The mailbox as the list has it.
+    fn find(&mut self, mailbox: &MailboxRef, at: Instant) -> Result<Option<Arc<MailboxEntry>>, StoreError> {
         let find = |source: &Source| match mailbox {
             MailboxRef::Name(name) => source.by_name(name).cloned(),
             MailboxRef::Id(id) => source.by_id(id).cloned(),
@@ -182,9 +184,30 @@ impl Router {
             self.list_changed(at)?;
             entry = find(&self.source);
         }
+        Ok(entry)
+    }
+
+    fn mailbox(&mut self, mailbox: &MailboxRef, at: Instant) -> Result<(), StoreError> {
+        let entry = self.find(mailbox, at)?;
         // Unknown still: it is being made (the list's own notice follows its commit) or has just been removed.
         if let Some(entry) = entry {
             self.push(&self.lane(&entry.name), &Item::Mailbox(entry.uniqueid.clone()), at);
+        }
+        Ok(())
+    }
+
+    /// Most of those who open a mailbox change nothing: where its files are as they were when they were read last, there
+    /// is nothing to be read.
+    fn accessed(&mut self, mailbox: &MailboxRef, at: Instant) -> Result<(), StoreError> {
+        let Some(entry) = self.find(mailbox, at)? else { return Ok(()) };
+        // What cannot be read is a matter for its job.
+        let now = self.store.fingerprint(&entry).ok().flatten();
+        let (lane, item) = (self.lane(&entry.name), Item::Mailbox(entry.uniqueid.clone()));
+        for shared in &self.replicas {
+            let seen = shared.state.mailbox(&entry.uniqueid).and_then(|receipt| receipt.fingerprint);
+            if now.is_none() || seen != now {
+                shared.push(lane.clone(), item.clone(), at, true);
+            }
         }
         Ok(())
     }

@@ -138,6 +138,28 @@ fn rename(content: &mut Content, id: &str, to: &str) {
 }
 
 #[test]
+fn a_mailbox_that_was_only_read_is_not_read_by_us() {
+    // Fails when `Accessed` is taken for `Mailbox`.
+    let rig = Rig::new();
+    rig.store.change(|content| make(content, "inbox-a", "user.a", 2));
+    rig.sync();
+    let readings = || rig.store.change(|content| content.readings);
+    let access = || {
+        for mailbox in [MailboxRef::Id("inbox-a".into()), MailboxRef::Name("inbox-a".into())] {
+            rig.notice(DirtyKey::Accessed(mailbox));
+        }
+        assert!(rig.engine().settle(8, Some(Duration::from_secs(10))), "{:?}", rig.engine().stats());
+    };
+    let before = readings();
+    access();
+    assert_eq!(readings(), before);
+    rig.store.change(|content| append(content.mailboxes.get_mut(&UniqueId::from("inbox-a")).expect("is there")));
+    access();
+    assert_eq!(readings(), before + 1);
+    rig.assert_equal();
+}
+
+#[test]
 fn names_are_freed_before_they_are_taken() {
     let rig = Rig::new();
     rig.store.change(|content| {

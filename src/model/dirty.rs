@@ -44,6 +44,8 @@ pub enum DirtyKey {
     Annotations,
     /// Index, header, message annotations or files of one mailbox.
     Mailbox(MailboxRef),
+    /// A mailbox was open, perhaps only to be read: whether its files changed is to be seen there.
+    Accessed(MailboxRef),
     User(UserRef, UserPart),
     Quota(QuotaRoot),
     /// A single quota database holds all roots (`quota_db` other than quotalegacy).
@@ -59,6 +61,8 @@ impl fmt::Display for DirtyKey {
             Self::Annotations => f.write_str("annotations"),
             Self::Mailbox(MailboxRef::Name(name)) => write!(f, "mailbox {name}"),
             Self::Mailbox(MailboxRef::Id(id)) => write!(f, "mailbox-id {id}"),
+            Self::Accessed(MailboxRef::Name(name)) => write!(f, "accessed {name}"),
+            Self::Accessed(MailboxRef::Id(id)) => write!(f, "accessed-id {id}"),
             Self::User(user, part) => {
                 let part = match part {
                     UserPart::Subs => "subs",

@@ -342,8 +342,10 @@ impl LiveSpool {
         self.history.hashed_bytes()
     }
 
-    fn is_modern(&self) -> bool {
-        lock(&self.list).modern
+    /// The list is one of 3.6 or later.
+    pub fn is_modern(&self) -> bool {
+        // Asked before the list was read once? Then it is read now.
+        self.updated_list().map_or_else(|_| lock(&self.list).modern, |list| list.modern)
     }
 }
 
@@ -448,8 +450,7 @@ impl MailStore for LiveSpool {
     }
 
     fn sieve_in_mailboxes(&self) -> bool {
-        // Asked before the list was read once? Then it is read now.
-        self.updated_list().map_or_else(|_| self.is_modern(), |list| list.modern)
+        self.is_modern()
     }
 
     fn deleted_prefix(&self) -> &[u8] {

@@ -80,6 +80,7 @@ pub fn covers(keys: &BTreeSet<String>, key: &str) -> bool {
     let name = key.strip_prefix("mailbox ");
     let below = |scope: &str| name.is_some_and(|name| name == scope || name.starts_with(&format!("{scope}.")));
     keys.contains(key)
+        || name.is_some_and(|name| keys.contains(&format!("accessed {name}")))
         || keys.contains("rescan")
         || keys.iter().any(|key| key.strip_prefix("rescan ").is_some_and(below))
 }
@@ -89,7 +90,11 @@ pub fn try_start(dir: &Path, source: &str) -> Option<(Given, CaptureHandle)> {
     let given = Given::default();
     let theirs = given.clone();
     let out = move |notices| theirs.lock().unwrap_or_else(PoisonError::into_inner).extend(notices);
-    match spooltap::capture::start(roots(dir), settings(source), Box::new(out)) {
+    match spooltap::capture::start(
+        roots(dir),
+        Settings { locks: Ok(dir.join("conf/lock")), ..settings(source) },
+        Box::new(out),
+    ) {
         Ok(handle) => {
             handle.wait_armed();
             Some((given, handle))
@@ -113,6 +118,10 @@ fn play(source: &str) {
     keys(&given, &handle);
     for (what, step, expected) in SCRIPT {
         step(dir.path());
+        // As Cyrus does after whatever it does to a mailbox.
+        for name in expected.iter().filter_map(|key| key.strip_prefix("mailbox ")) {
+            put(dir.path(), &format!("conf/lock/{}.lock", name.replace('.', "/")), "");
+        }
         let keys = keys(&given, &handle);
         for key in *expected {
             assert!(covers(&keys, key), "{source}: {what}: {key} is missing in {keys:?}");
