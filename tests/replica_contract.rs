@@ -35,6 +35,7 @@ impl Subject {
 fn config(url: String) -> ReplicaConfig {
     ReplicaConfig {
         url,
+        name: None,
         password: Some(Secret::new(PASSWORD)),
         realm: None,
         access: Default::default(),

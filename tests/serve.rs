@@ -94,6 +94,7 @@ fn free_port() -> SocketAddr {
 pub(crate) fn target(url: &str) -> Arc<dyn ReplicaTarget> {
     let config = ReplicaConfig {
         url: url.to_owned(),
+        name: None,
         password: Some(Secret::new(PASSWORD)),
         realm: None,
         access: Default::default(),

@@ -1,6 +1,6 @@
 //! `spooltap status`, `pause`, `resume`, `retry`, `skip`, `allow`: talking to the daemon that runs.
 
-use super::setup::state_dir;
+use super::setup::{named_replicas, state_dir};
 use super::{Common, Exit, Failure, Outcome};
 use crate::daemon::control::{self, Request, Response};
 use crate::daemon::report::{Level, Limits, Status};
@@ -56,7 +56,7 @@ pub(super) fn ask_status(common: &Common) -> Result<crate::daemon::report::Statu
 
 /// The replica that an order is for; all when none is named.
 fn replica(common: &Common) -> Result<Option<String>, Failure> {
-    match common.replica.as_slice() {
+    match named_replicas(common)?.as_slice() {
         [] => Ok(None),
         [one] => Ok(Some(one.clone())),
         _ => Err(Failure::new(Exit::Usage, anyhow::anyhow!("name one --replica, or none for all of them"))),

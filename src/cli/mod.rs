@@ -42,14 +42,14 @@ struct Common {
     /// Cyrus's configuration [default: /etc/imapd.conf]
     #[arg(short = 'C', long = "imapd-conf", global = true, value_name = "FILE")]
     imapd_conf: Option<PathBuf>,
-    /// Our own configuration (TOML), for what imapd.conf cannot say
-    #[arg(long, global = true, value_name = "FILE")]
+    /// Our own configuration (TOML), for what imapd.conf cannot say [default: /etc/spooltap/spooltap.toml if it exists]
+    #[arg(long, global = true, value_name = "FILE", env = "SPOOLTAP_CONFIG", hide_env_values = true)]
     config: Option<PathBuf>,
     /// Directory of our state; deleting it costs only a full comparison [default: /var/lib/spooltap]
     #[arg(long, global = true, value_name = "DIR")]
     state: Option<PathBuf>,
     /// Where to replicate to: csync://USER@HOST:PORT (also csyncs, imap, imaps), csync+unix:///PATH or file:///DIR;
-    /// may be repeated
+    /// or its name in the configuration; may be repeated
     #[arg(long, global = true, value_name = "URL")]
     replica: Vec<String>,
     /// File with the password [else: credential spooltap-password, SPOOLTAP_PASSWORD, sync_password]

@@ -85,6 +85,7 @@ pub(super) fn serve(common: &Common, args: &ServeArgs) -> Outcome {
     };
     let replica = ReplicaConfig {
         url: args.archive.clone(),
+        name: None,
         password: None,
         realm: None,
         access: Default::default(),

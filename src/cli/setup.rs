@@ -102,17 +102,21 @@ impl Setup<dyn MailStore> {
     }
 }
 
+/// Read where no other is named, if it is there.
+const OWN_CONFIG: &str = "/etc/spooltap/spooltap.toml";
+
 /// The file and the command line laid over it.
 fn typed(common: &Common) -> Result<Raw, Failure> {
-    let file = match &common.config {
-        Some(path) => Raw::read(path).map_err(|text| Failure::new(Exit::Config, anyhow::anyhow!(text)))?,
+    let usual = || Some(PathBuf::from(OWN_CONFIG)).filter(|path| path.exists());
+    let file = match common.config.clone().or_else(usual) {
+        Some(path) => Raw::read(&path).map_err(|text| Failure::new(Exit::Config, anyhow::anyhow!(text)))?,
         None => Raw::default(),
     };
     Ok(file.overlay(Raw {
         imapd_conf: common.imapd_conf.clone(),
         channel: common.channel.clone(),
         state: common.state.clone(),
-        replica: common.replica.clone(),
+        replica: common.replica.iter().map(|url| url.as_str().into()).collect(),
         password_file: common.password_file.clone(),
         compress: common.compress.clone(),
         lanes: common.lanes,
@@ -123,14 +127,21 @@ fn typed(common: &Common) -> Result<Raw, Failure> {
     }))
 }
 
+/// The replicas named on the command line, by URL or by the name that the file gives them.
+pub(super) fn named_replicas(common: &Common) -> Result<Vec<String>, Failure> {
+    if common.replica.is_empty() {
+        return Ok(Vec::new());
+    }
+    Ok(typed(common)?.replica.iter().map(|one| one.url.clone()).collect())
+}
+
 /// Where our state is, without a look at anything else.
 pub(super) fn state_dir(common: &Common) -> Result<PathBuf, Failure> {
     Ok(typed(common)?.state.unwrap_or_else(|| DEFAULT_STATE.into()))
 }
 
 fn checked(raw: &Raw, conf: Option<&ImapdConf>, need_replica: bool) -> Result<Config, Failure> {
-    let credentials =
-        Credentials::gather(raw.password_file.as_deref()).map_err(|faults| Failure::new(Exit::Config, faults))?;
+    let credentials = Credentials::gather(raw).map_err(|faults| Failure::new(Exit::Config, faults))?;
     let look = |key: &str| match raw.channel.as_deref() {
         Some(channel) => conf?.for_service(channel, key).map(str::to_owned),
         None => conf?.get(key).map(str::to_owned),

@@ -82,8 +82,8 @@ pub(super) fn state(common: &Common, command: &StateCommand) -> Outcome {
             match common.replica.is_empty() {
                 true => count += file.drop_receipts(None).map_err(fault)?,
                 false => {
-                    for replica in &common.replica {
-                        count += file.drop_receipts(Some(replica)).map_err(fault)?;
+                    for replica in super::setup::named_replicas(common)? {
+                        count += file.drop_receipts(Some(&replica)).map_err(fault)?;
                     }
                 }
             }

@@ -1,37 +1,15 @@
 //! The configuration we run on. `Config::check` gives the whole or all faults at once, each with its key and a cure.
 
-use super::{Raw, Routes};
+use super::Routes;
+use super::raw::{Raw, RawReplica, RawTerms};
+use super::secrets::{Credentials, Secret};
 use std::collections::BTreeMap;
-use std::fmt;
 use std::net::SocketAddr;
-use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
-use zeroize::Zeroizing;
 
 /// Where our state is, unless somebody says otherwise.
 pub const DEFAULT_STATE: &str = "/var/lib/spooltap";
-
-/// A password. Never printed, wiped when dropped.
-#[derive(Clone, PartialEq, Eq)]
-pub struct Secret(Zeroizing<String>);
-
-impl Secret {
-    pub fn new(text: impl Into<String>) -> Self {
-        Self(Zeroizing::new(text.into()))
-    }
-
-    /// The password itself: for SASL only.
-    pub fn expose(&self) -> &str {
-        &self.0
-    }
-}
-
-impl fmt::Debug for Secret {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("(secret)")
-    }
-}
 
 /// When to compress what goes to a replica.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -91,6 +69,8 @@ pub struct Access {
 pub struct ReplicaConfig {
     /// URL without password; its scheme says what kind of replica it is.
     pub url: String,
+    /// What it is called by in rules and orders, beside its URL.
+    pub name: Option<String>,
     pub password: Option<Secret>,
     pub realm: Option<String>,
     pub access: Access,
@@ -139,61 +119,6 @@ pub struct ConfigFault {
 #[error("configuration: {}", .0.iter().map(|fault| format!("{}: {} ({})", fault.key, fault.fault, fault.cure)).collect::<Vec<_>>().join("; "))]
 pub struct ConfigFaults(pub Vec<ConfigFault>);
 
-/// Passwords that do not stand in a configuration file.
-#[derive(Clone, Debug, Default)]
-pub struct Credentials {
-    /// From `password_file`.
-    pub file: Option<Secret>,
-    /// systemd's `$CREDENTIALS_DIRECTORY/spooltap-password`.
-    pub credential: Option<Secret>,
-    /// `SPOOLTAP_PASSWORD`.
-    pub environment: Option<Secret>,
-}
-
-impl Credentials {
-    /// Reads them from where they may be.
-    pub fn gather(password_file: Option<&Path>) -> Result<Self, ConfigFaults> {
-        let read = |path: &Path| {
-            std::fs::read_to_string(path).map(|text| Secret::new(text.trim_end_matches(['\r', '\n']))).map_err(
-                |error| {
-                    ConfigFaults(vec![ConfigFault {
-                        key: "password_file".into(),
-                        fault: format!("{}: {error}", path.display()),
-                        cure: "name a readable file that holds only the password".into(),
-                    }])
-                },
-            )
-        };
-        // A credential's mode is systemd's affair; a file of one's own is not.
-        if let Some(path) = password_file
-            && let Ok(meta) = std::fs::metadata(path)
-            && meta.mode() & 0o077 != 0
-        {
-            return Err(ConfigFaults(vec![ConfigFault {
-                key: "password_file".into(),
-                fault: format!(
-                    "{}: others than its owner may read it (mode {:o})",
-                    path.display(),
-                    meta.mode() & 0o777
-                ),
-                cure: "chmod 600".into(),
-            }]));
-        }
-        let credential = std::env::var_os("CREDENTIALS_DIRECTORY")
-            .map(|dir| Path::new(&dir).join("spooltap-password"))
-            .filter(|path| path.exists());
-        Ok(Self {
-            file: password_file.map(read).transpose()?,
-            credential: credential.as_deref().map(read).transpose()?,
-            environment: std::env::var("SPOOLTAP_PASSWORD").ok().map(Secret::new),
-        })
-    }
-
-    fn best(&self) -> Option<&Secret> {
-        self.file.as_ref().or(self.credential.as_ref()).or(self.environment.as_ref())
-    }
-}
-
 impl Config {
     /// Checks everything. `imapd` looks an option up in imapd.conf (service and channel overrides applied).
     pub fn check(
@@ -206,19 +131,11 @@ impl Config {
         let mut fault = |key: &str, fault: String, cure: &str| {
             faults.push(ConfigFault { key: key.into(), fault, cure: cure.into() });
         };
-        let compress = match raw.compress.as_deref() {
-            None => match imapd("sync_compress").as_deref().map(switch) {
-                Some(Some(true)) => Compress::On,
-                _ => Compress::Auto,
-            },
-            Some("auto") => Compress::Auto,
-            Some("on") => Compress::On,
-            Some("off") => Compress::Off,
-            Some(other) => {
-                fault("compress", format!("unknown value {other}"), "use auto, on or off");
-                Compress::Auto
-            }
+        let compress = match imapd("sync_compress").as_deref().map(switch) {
+            Some(Some(true)) => Compress::On,
+            _ => Compress::Auto,
         };
+        let common = Terms::of(&raw.terms(), "", &Terms::first(compress), &mut fault);
         let timeout = raw
             .replica_timeout_seconds
             .or_else(|| imapd("sync_timeout").and_then(|text| seconds(&text)))
@@ -240,43 +157,6 @@ impl Config {
         if scan_seconds == 0 {
             fault("scan_seconds", "0 is too often".into(), "use at least 1");
         }
-        let clear_text = match raw.cleartext.as_deref() {
-            None | Some("auto") => ClearText::Auto,
-            Some("always") => ClearText::Always,
-            Some("never") => ClearText::Never,
-            Some(other) => {
-                fault("cleartext", format!("unknown value {other}"), "use auto, always or never");
-                ClearText::Auto
-            }
-        };
-        let mode = match raw.tls.mode.as_deref() {
-            None | Some("auto") => TlsMode::Auto,
-            Some("require") => TlsMode::Require,
-            Some("never") => TlsMode::Never,
-            Some(other) => {
-                fault("tls.mode", format!("unknown value {other}"), "use auto, require or never");
-                TlsMode::Auto
-            }
-        };
-        let pin_sha256 = raw.tls.pin_sha256.as_deref().and_then(|text| {
-            let pin = fingerprint(text);
-            if pin.is_none() {
-                fault("tls.pin_sha256", "is no SHA-256".into(), "write what `openssl x509 -fingerprint -sha256` says");
-            }
-            pin
-        });
-        if raw.tls.certificate.is_some() != raw.tls.key.is_some() {
-            fault("tls.certificate", "needs a key, and a key a certificate".into(), "name both");
-        }
-        let tls = Tls {
-            mode,
-            ca_file: raw.tls.ca_file.clone(),
-            pin_sha256,
-            certificate: raw.tls.certificate.clone(),
-            key: raw.tls.key.clone(),
-            server_name: raw.tls.server_name.clone(),
-        };
-        let has_certificate = tls.certificate.is_some();
         let metrics_listen = raw.metrics_listen.as_deref().and_then(|text| match text.parse::<SocketAddr>() {
             Ok(address) if address.ip().is_loopback() => Some(address),
             Ok(_) => {
@@ -289,9 +169,9 @@ impl Config {
                 None
             }
         });
-        let mut urls = raw.replica.clone();
+        let mut given = raw.replica.clone();
         let mut realm = raw.realm.clone();
-        if urls.is_empty()
+        if given.is_empty()
             && let Some(host) = imapd("sync_host").filter(|host| !host.is_empty())
         {
             let user = imapd("sync_authname").unwrap_or_default();
@@ -309,78 +189,51 @@ impl Config {
             if port.parse::<u16>().is_err() {
                 fault("sync_port", format!("{port} is no port number"), "use a number, csync, imap or imaps");
             }
-            urls.push(if host.starts_with('/') {
+            let url = if host.starts_with('/') {
                 format!("csync+unix://{host}")
             } else if host.contains(':') && !host.starts_with('[') && host.matches(':').count() > 1 {
                 format!("{scheme}://{}@[{host}]:{port}", percent(&user))
             } else {
                 format!("{scheme}://{}@{host}:{port}", percent(&user))
-            });
+            };
+            given.push(RawReplica::from(url.as_str()));
             realm = realm.or_else(|| imapd("sync_realm"));
         }
-        if urls.is_empty() && need_replica {
+        if given.is_empty() && need_replica {
             fault(
                 "replica",
                 "no replica is named".into(),
                 "set sync_host in imapd.conf, or give --replica csync://USER@HOST:PORT or file:///DIR",
             );
         }
-        let password = credentials.best().cloned().or_else(|| imapd("sync_password").map(Secret::new));
-        let mut seen = std::collections::BTreeSet::new();
-        for url in &urls {
-            if !seen.insert(url) {
-                fault("replica", format!("{url} is named twice"), "name each replica once");
-            }
-            match url.split_once("://") {
-                Some((scheme @ ("csync" | "csyncs" | "imap" | "imaps"), rest)) => {
-                    let (user, host) = rest.rsplit_once('@').unwrap_or(("", rest));
-                    if user.contains(':') {
-                        fault(
-                            "replica",
-                            "a password stands in the URL".into(),
-                            "use password_file or SPOOLTAP_PASSWORD",
-                        );
-                    } else if user.is_empty() || host.is_empty() {
-                        fault(
-                            "replica",
-                            format!("{url} names no user or host"),
-                            &format!("write {scheme}://USER@HOST:PORT"),
-                        );
-                    } else if password.is_none() && !has_certificate {
-                        fault(
-                            "password",
-                            format!("no password for {url}"),
-                            "use password_file, the credential spooltap-password, SPOOLTAP_PASSWORD or sync_password",
-                        );
-                    }
+        let fallback = credentials.best().cloned().or_else(|| imapd("sync_password").map(Secret::new));
+        let mut names = BTreeMap::new();
+        let mut replicas = Vec::new();
+        for one in &given {
+            let url = &one.url;
+            let terms = Terms::of(&one.terms(), &format!("replica {url}: "), &common, &mut fault);
+            let password = credentials.of(url).cloned().or_else(|| fallback.clone());
+            for name in one.name.iter().chain([url]) {
+                if names.insert(name.clone(), url.clone()).is_some() {
+                    fault("replica", format!("{name} is named twice"), "name each replica once");
                 }
-                Some(("csync+unix" | "file", rest)) if rest.starts_with('/') => {}
-                Some((scheme @ ("csync+unix" | "file"), _)) => {
-                    fault("replica", format!("{url}: the path must be absolute"), &format!("write {scheme}:///PATH"));
-                }
-                _ => fault(
-                    "replica",
-                    format!("{url}: unknown kind of replica"),
-                    "use csync://, csyncs://, csync+unix://, imap://, imaps:// or file://",
-                ),
             }
+            check_url(url, password.is_some() || terms.access.tls.certificate.is_some(), &mut fault);
+            replicas.push(ReplicaConfig {
+                password: password.filter(|_| logs_in(url)),
+                url: url.clone(),
+                name: one.name.clone(),
+                realm: one.realm.clone().or_else(|| realm.clone()),
+                access: terms.access,
+                compress: terms.compress,
+                timeout: Duration::from_secs(one.timeout_seconds.unwrap_or(timeout).max(3)),
+                partitions: if one.partition.is_empty() { raw.partition.clone() } else { one.partition.clone() },
+            });
         }
-        let routes = Routes::check(&raw.route, &urls, &mut faults);
+        let routes = Routes::check(&raw.route, &names, &mut faults);
         if !faults.is_empty() {
             return Err(ConfigFaults(faults));
         }
-        let replicas = urls
-            .into_iter()
-            .map(|url| ReplicaConfig {
-                password: password.clone().filter(|_| logs_in(&url)),
-                url,
-                realm: realm.clone(),
-                access: Access { clear_text, mechanisms: raw.mechanisms.clone(), tls: tls.clone() },
-                compress,
-                timeout: Duration::from_secs(timeout),
-                partitions: raw.partition.clone(),
-            })
-            .collect();
         Ok(Self {
             imapd_conf: raw.imapd_conf.clone().unwrap_or_else(|| "/etc/imapd.conf".into()),
             channel: raw.channel.clone().filter(|channel| !channel.is_empty()),
@@ -402,6 +255,118 @@ impl Config {
             metrics_listen,
             metrics_file: raw.metrics_file.clone(),
         })
+    }
+}
+
+/// What may differ from replica to replica.
+#[derive(Clone)]
+struct Terms {
+    access: Access,
+    compress: Compress,
+}
+
+type Fault<'a> = &'a mut dyn FnMut(&str, String, &str);
+
+impl Terms {
+    fn first(compress: Compress) -> Self {
+        Self { access: Access::default(), compress }
+    }
+
+    /// What is typed, and what is not from `base`. `place` stands before the keys in faults.
+    fn of(raw: &RawTerms<'_>, place: &str, base: &Self, mut fault: impl FnMut(&str, String, &str)) -> Self {
+        let fault: Fault<'_> = &mut |key, what, cure| fault(&format!("{place}{key}"), what, cure);
+        let compress = word(
+            raw.compress,
+            "compress",
+            &[("auto", Compress::Auto), ("on", Compress::On), ("off", Compress::Off)],
+            base.compress,
+            fault,
+        );
+        let clear_text = word(
+            raw.cleartext,
+            "cleartext",
+            &[("auto", ClearText::Auto), ("always", ClearText::Always), ("never", ClearText::Never)],
+            base.access.clear_text,
+            fault,
+        );
+        let mode = word(
+            raw.tls.mode.as_deref(),
+            "tls.mode",
+            &[("auto", TlsMode::Auto), ("require", TlsMode::Require), ("never", TlsMode::Never)],
+            base.access.tls.mode,
+            fault,
+        );
+        let under = &base.access.tls;
+        let pin_sha256 = match raw.tls.pin_sha256.as_deref() {
+            None => under.pin_sha256,
+            Some(text) => {
+                let pin = fingerprint(text);
+                if pin.is_none() {
+                    let cure = "write what `openssl x509 -fingerprint -sha256` says";
+                    fault("tls.pin_sha256", "is no SHA-256".into(), cure);
+                }
+                pin
+            }
+        };
+        if raw.tls.certificate.is_some() != raw.tls.key.is_some() {
+            fault("tls.certificate", "needs a key, and a key a certificate".into(), "name both");
+        }
+        let tls = Tls {
+            mode,
+            // Whom this one is to be believed by is said in one way: a CA of its own takes a common pin away.
+            pin_sha256: pin_sha256.filter(|_| raw.tls.pin_sha256.is_some() || raw.tls.ca_file.is_none()),
+            ca_file: raw.tls.ca_file.clone().or_else(|| under.ca_file.clone()),
+            certificate: raw.tls.certificate.clone().or_else(|| under.certificate.clone()),
+            key: raw.tls.key.clone().or_else(|| under.key.clone()),
+            server_name: raw.tls.server_name.clone().or_else(|| under.server_name.clone()),
+        };
+        let mechanisms =
+            if raw.mechanisms.is_empty() { base.access.mechanisms.clone() } else { raw.mechanisms.to_vec() };
+        Self { access: Access { clear_text, mechanisms, tls }, compress }
+    }
+}
+
+/// One of some words.
+fn word<T: Copy>(typed: Option<&str>, key: &str, words: &[(&str, T)], default: T, fault: Fault<'_>) -> T {
+    let Some(typed) = typed else { return default };
+    if let Some((_, value)) = words.iter().find(|(word, _)| *word == typed) {
+        return *value;
+    }
+    let known: Vec<&str> = words.iter().map(|(word, _)| *word).collect();
+    let cure = match known.split_last() {
+        Some((last, before)) => format!("use {} or {last}", before.join(", ")),
+        None => String::new(),
+    };
+    fault(key, format!("unknown value {typed}"), &cure);
+    default
+}
+
+fn check_url(url: &str, can_log_in: bool, mut fault: impl FnMut(&str, String, &str)) {
+    match url.split_once("://") {
+        Some((scheme, rest)) if logs_in(url) => {
+            let (user, host) = rest.rsplit_once('@').unwrap_or(("", rest));
+            if user.contains(':') {
+                fault("replica", "a password stands in the URL".into(), "use password_file or SPOOLTAP_PASSWORD");
+            } else if user.is_empty() || host.is_empty() {
+                let cure = format!("write {scheme}://USER@HOST:PORT");
+                fault("replica", format!("{url} names no user or host"), &cure);
+            } else if !can_log_in {
+                fault(
+                    "password",
+                    format!("no password for {url}"),
+                    "use password_file, the credential spooltap-password, SPOOLTAP_PASSWORD or sync_password",
+                );
+            }
+        }
+        Some(("csync+unix" | "file", rest)) if rest.starts_with('/') => {}
+        Some((scheme @ ("csync+unix" | "file"), _)) => {
+            fault("replica", format!("{url}: the path must be absolute"), &format!("write {scheme}:///PATH"));
+        }
+        _ => fault(
+            "replica",
+            format!("{url}: unknown kind of replica"),
+            "use csync://, csyncs://, csync+unix://, imap://, imaps:// or file://",
+        ),
     }
 }
 
@@ -473,6 +438,24 @@ mod tests {
         assert_eq!(config.replicas[0].url, "csync://repl@replica:2005");
         assert_eq!(config.replicas[0].compress, Compress::On);
         assert_eq!(config.replicas[0].password, Some(Secret::new("pw")));
+    }
+
+    #[test]
+    fn a_replica_has_what_it_says_and_else_what_all_have() {
+        let raw = "cleartext = \"never\"\ncompress = \"on\"\n[tls]\nca_file = \"/ca\"\n[[replica]]\nurl = \"csync://a@a\"\n\
+                   name = \"a\"\n[[replica]]\nurl = \"imaps://b@b\"\nmechanisms = [\"PLAIN\"]\ncleartext = \"always\"\n\
+                   timeout_seconds = 5\n[replica.tls]\nserver_name = \"x\"\n[[route]]\nusers = [\"u\"]\nto = [\"a\"]\n";
+        let config = check(raw, &[("sync_password", "pw")]).expect("is complete");
+        let [a, b] = &config.replicas[..] else { panic!("two") };
+        assert_eq!((a.access.clear_text, b.access.clear_text), (ClearText::Never, ClearText::Always));
+        assert_eq!((a.compress, b.compress, b.timeout.as_secs()), (Compress::On, Compress::On, 5));
+        assert_eq!((&a.access.tls.ca_file, &b.access.tls.ca_file), (&Some("/ca".into()), &Some("/ca".into())));
+        assert_eq!((&a.access.tls.server_name, b.access.tls.server_name.as_deref()), (&None, Some("x")));
+        assert!(config.routes.wants(&a.url, b"u") && !config.routes.wants(&b.url, b"u"));
+        let twice = "[[replica]]\nurl = \"file:///a\"\nname = \"x\"\n[[replica]]\nurl = \"file:///b\"\nname = \"x\"\n";
+        assert_eq!(check(twice, &[]).expect_err("is faulty"), ["replica"]);
+        let wrong = "[[replica]]\nurl = \"file:///a\"\n[replica.tls]\nmode = \"no\"\n";
+        assert_eq!(check(wrong, &[]).expect_err("is faulty"), ["replica file:///a: tls.mode"]);
     }
 
     #[test]

@@ -4,10 +4,11 @@
 mod checked;
 mod raw;
 mod routes;
+mod secrets;
 
 pub use checked::{
-    Access, ClearText, Compress, Config, ConfigFault, ConfigFaults, Credentials, DEFAULT_STATE, ReplicaConfig, Secret,
-    Tls, TlsMode,
+    Access, ClearText, Compress, Config, ConfigFault, ConfigFaults, DEFAULT_STATE, ReplicaConfig, Tls, TlsMode,
 };
 pub use raw::Raw;
 pub use routes::Routes;
+pub use secrets::{Credentials, Secret};

@@ -1,7 +1,10 @@
 //! The configuration as typed. Unknown keys are refused with their place in the file.
 
-use serde::Deserialize;
+use serde::de::value::MapAccessDeserializer;
+use serde::de::{MapAccess, Visitor};
+use serde::{Deserialize, Deserializer};
 use std::collections::BTreeMap;
+use std::fmt;
 use std::path::{Path, PathBuf};
 
 /// `spooltap.toml`; every key may be left out. The command line overrides single values.
@@ -16,9 +19,10 @@ pub struct Raw {
     pub channel: Option<String>,
     /// Directory of our own state. Default `/var/lib/spooltap`.
     pub state: Option<PathBuf>,
-    /// URLs: `csync://USER@HOST:PORT` (or `csyncs`, `imap`, `imaps`), `csync+unix:///PATH`, `file:///DIR`.
+    /// URLs: `csync://USER@HOST:PORT` (or `csyncs`, `imap`, `imaps`), `csync+unix:///PATH`, `file:///DIR`; or tables
+    /// with what a replica has of its own.
     #[serde(default)]
-    pub replica: Vec<String>,
+    pub replica: Vec<RawReplica>,
     /// File that holds the password for csync replicas.
     pub password_file: Option<PathBuf>,
     /// SASL realm. Default: `sync_realm`.
@@ -66,6 +70,96 @@ pub struct Raw {
     #[serde(default)]
     pub partition: BTreeMap<String, String>,
 }
+
+/// One of `replica = [ … ]`: a URL, or a table `[[replica]]`. What it does not say is as for all.
+#[derive(Clone, Debug, Default)]
+pub struct RawReplica(pub RawReplicaTable);
+
+/// `[[replica]]`.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RawReplicaTable {
+    pub url: String,
+    /// Short name for rules, orders and the credential `spooltap-password-NAME`.
+    pub name: Option<String>,
+    /// File that holds its password.
+    pub password_file: Option<PathBuf>,
+    /// systemd credential that holds its password.
+    pub credential: Option<String>,
+    pub realm: Option<String>,
+    pub cleartext: Option<String>,
+    #[serde(default)]
+    pub mechanisms: Vec<String>,
+    pub compress: Option<String>,
+    pub timeout_seconds: Option<u64>,
+    #[serde(default)]
+    pub tls: RawTls,
+    #[serde(default)]
+    pub partition: BTreeMap<String, String>,
+}
+
+impl From<&str> for RawReplica {
+    fn from(url: &str) -> Self {
+        Self(RawReplicaTable { url: url.to_owned(), ..RawReplicaTable::default() })
+    }
+}
+
+impl std::ops::Deref for RawReplica {
+    type Target = RawReplicaTable;
+
+    fn deref(&self) -> &RawReplicaTable {
+        &self.0
+    }
+}
+
+/// By hand, because an untagged enum would not name the key that is wrong.
+impl<'de> Deserialize<'de> for RawReplica {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        struct Either;
+        impl<'de> Visitor<'de> for Either {
+            type Value = RawReplica;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a URL or a table with a url")
+            }
+
+            fn visit_str<E>(self, url: &str) -> Result<RawReplica, E> {
+                Ok(url.into())
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<RawReplica, A::Error> {
+                RawReplicaTable::deserialize(MapAccessDeserializer::new(map)).map(RawReplica)
+            }
+        }
+        from.deserialize_any(Either)
+    }
+}
+
+/// What is said for all replicas, or for one.
+pub(super) struct RawTerms<'a> {
+    pub cleartext: Option<&'a str>,
+    pub mechanisms: &'a [String],
+    pub compress: Option<&'a str>,
+    pub tls: &'a RawTls,
+}
+
+macro_rules! terms {
+    ($kind:ty) => {
+        impl $kind {
+            pub(super) fn terms(&self) -> RawTerms<'_> {
+                RawTerms {
+                    cleartext: self.cleartext.as_deref(),
+                    mechanisms: &self.mechanisms,
+                    compress: self.compress.as_deref(),
+                    tls: &self.tls,
+                }
+            }
+        }
+    };
+}
+
+terms!(Raw);
+terms!(RawReplicaTable);
 
 /// `[tls]`; every key may be left out.
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -136,7 +230,12 @@ impl Raw {
             metrics_file
         );
         if !over.replica.is_empty() {
-            self.replica = over.replica;
+            // By name or URL one of the file is chosen, with all that it says there.
+            let of_file = |given: RawReplica| {
+                let is_it = |one: &&RawReplica| one.url == given.url || one.name.as_deref() == Some(&given.url);
+                self.replica.iter().find(is_it).cloned().unwrap_or(given)
+            };
+            self.replica = over.replica.into_iter().map(of_file).collect();
         }
         self.partition.extend(over.partition);
         self
@@ -151,6 +250,22 @@ mod tests {
     fn unknown_keys_are_refused_by_name() {
         let error = toml::from_str::<Raw>("lanes = 2\nlane = 3\n").expect_err("refused").to_string();
         assert!(error.contains("lane"), "{error}");
+    }
+
+    #[test]
+    fn a_replica_is_a_url_or_a_table() {
+        let raw: Raw =
+            toml::from_str("replica = [\"file:///a\", { url = \"file:///b\", name = \"b\" }]").expect("parses");
+        assert_eq!(raw.replica.iter().map(|one| one.url.as_str()).collect::<Vec<_>>(), ["file:///a", "file:///b"]);
+        let raw: Raw =
+            toml::from_str("[[replica]]\nurl = \"file:///a\"\n[replica.tls]\nmode = \"never\"\n").expect("parses");
+        assert_eq!(raw.replica[0].tls.mode.as_deref(), Some("never"));
+        for (wrong, named) in
+            [("[[replica]]\nurl = \"x\"\npasword = 1\n", "pasword"), ("replica = [1]", "a URL or a table")]
+        {
+            let error = toml::from_str::<Raw>(wrong).expect_err("refused").to_string();
+            assert!(error.contains(named), "{error}");
+        }
     }
 
     #[test]

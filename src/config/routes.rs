@@ -3,6 +3,7 @@
 
 use super::ConfigFault;
 use super::raw::RawRoute;
+use std::collections::BTreeMap;
 
 /// The rules, in their order.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -18,8 +19,8 @@ struct Rule {
 }
 
 impl Routes {
-    /// Checks the rules against the replicas there are.
-    pub(super) fn check(raw: &[RawRoute], replicas: &[String], faults: &mut Vec<ConfigFault>) -> Self {
+    /// Checks the rules against the replicas there are: what each may be called, and its URL.
+    pub(super) fn check(raw: &[RawRoute], replicas: &BTreeMap<String, String>, faults: &mut Vec<ConfigFault>) -> Self {
         let mut rules = Vec::new();
         let mut everybody = None;
         for (at, route) in raw.iter().enumerate() {
@@ -39,7 +40,7 @@ impl Routes {
                     continue;
                 }
             };
-            for name in names.iter().filter(|name| !replicas.contains(name)) {
+            for name in names.iter().filter(|name| !replicas.contains_key(*name)) {
                 fault(format!("{name} is no replica"), "write it as in replica = [ … ]");
             }
             if copies.is_some_and(|copies| !(1..=names.len()).contains(&copies)) {
@@ -51,7 +52,11 @@ impl Routes {
             if route.users.is_empty() || route.users.iter().any(|user| user == "*") {
                 everybody = Some(at + 1);
             }
-            rules.push(Rule { users: route.users.clone(), replicas: names.clone(), copies });
+            rules.push(Rule {
+                users: route.users.clone(),
+                replicas: names.iter().filter_map(|name| replicas.get(name).cloned()).collect(),
+                copies,
+            });
         }
         Self(rules)
     }
@@ -102,7 +107,8 @@ mod tests {
     fn routes(text: &str) -> (Routes, Vec<String>) {
         let raw: Raw = toml::from_str(text).expect("parses");
         let mut faults = Vec::new();
-        let routes = Routes::check(&raw.route, &["a", "b", "c"].map(String::from), &mut faults);
+        let routes =
+            Routes::check(&raw.route, &["a", "b", "c"].map(|name| (name.into(), name.into())).into(), &mut faults);
         (routes, faults.into_iter().map(|fault| fault.fault).collect())
     }
 

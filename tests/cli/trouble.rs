@@ -36,7 +36,7 @@ fn spooltap(source: &Store, url: &str, password: &str, arguments: &[&str]) -> Ou
 }
 
 #[test]
-fn a_replica_that_refuses_us_is_77_and_one_that_is_not_there_is_69() {
+fn a_replica_that_refuses_us_says_why_and_one_that_is_not_there_is_69() {
     if !cyrus::installed() {
         return;
     }

@@ -75,6 +75,32 @@ fn every_mechanism_lets_us_in_and_a_wrong_password_does_not() {
     let output = command.args(["--replica", &server.url(), "push", "-s", "nobody"]).output().expect("runs");
     assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
 
+    // A replica's own: here every common password is wrong, and the one replica is not asked for the other's.
+    fs::write(credentials.join("spooltap-password"), "not-this-one").expect("writes");
+    fs::write(credentials.join("spooltap-password-far"), cyrus::PASSWORD).expect("writes");
+    fs::write(credentials.join("other"), cyrus::PASSWORD).expect("writes");
+    let own = lab.dir.path().join("own");
+    fs::write(&own, cyrus::PASSWORD).expect("writes");
+    fs::set_permissions(&own, fs::Permissions::from_mode(0o600)).expect("mode");
+    let url = server.url();
+    for (more, code) in [
+        (format!("password_file = {own:?}\n"), 0),
+        ("credential = \"other\"\n".to_owned(), 0),
+        ("credential = \"missing\"\n".to_owned(), 78),
+        ("name = \"far\"\n".to_owned(), 0),
+        ("name = \"near\"\n".to_owned(), 80),
+        ("name = \"far\"\n[replica.tls]\nmode = \"require\"\n".to_owned(), 83),
+        ("name = \"far\"\nmechanisms = [\"SCRAM-SHA-1\"]\n".to_owned(), 82),
+    ] {
+        let config = lab.dir.path().join("own.toml");
+        fs::write(&config, format!("[[replica]]\nurl = {url:?}\n{more}")).expect("writes");
+        let state = tempfile::tempdir().expect("directory");
+        let mut command = Spooltap::command(&lab.conf, state.path());
+        command.env("SPOOLTAP_PASSWORD", "not-this-one").env("CREDENTIALS_DIRECTORY", &credentials);
+        let output = command.arg("--config").arg(&config).args(["push", "-s", "nobody"]).output().expect("runs");
+        assert_eq!(output.status.code(), Some(code), "{more}: {}", String::from_utf8_lossy(&output.stderr));
+    }
+
     // The IMAP port of the same server has words of its own for the same things.
     let imap = format!("imap://repl@{}", server.imap_address());
     lab.check(&imap, "", cyrus::PASSWORD, 0, "");

@@ -33,7 +33,9 @@ fn every_setting_is_taken() {
         let file = tempfile::NamedTempFile::new().expect("a file");
         // Made with mode 0600, and anything else is refused.
         std::fs::write(file.path(), "secret\n").expect("writes");
-        let credentials = Credentials::gather(Some(file.path())).expect("reads");
+        raw.password_file = Some(file.path().to_owned());
+        raw.replica.iter_mut().for_each(|one| one.0.password_file = None);
+        let credentials = Credentials::gather(&raw).expect("reads");
         Config::check(&raw, &credentials, &|_| None, true).unwrap_or_else(|faults| panic!("{block}: {faults}"));
     }
 }

@@ -25,7 +25,7 @@ impl Spooltap {
     pub fn command(conf: &Path, state: &Path) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_spooltap"));
         command.arg("-C").arg(conf).arg("--state").arg(state).env("SPOOLTAP_PASSWORD", PASSWORD);
-        command.env_remove("SPOOLTAP_LOG").stdin(Stdio::null());
+        command.env_remove("SPOOLTAP_LOG").env("SPOOLTAP_CONFIG", "/dev/null").stdin(Stdio::null());
         command
     }
 

@@ -52,6 +52,7 @@ fn server(banner: &str, script: &[(&str, &str)]) -> (Arc<dyn ReplicaTarget>, Rec
     });
     let config = ReplicaConfig {
         url: format!("csync://repl@127.0.0.1:{port}"),
+        name: None,
         password: Some(Secret::new("secret")),
         realm: None,
         access: Default::default(),
