@@ -210,7 +210,7 @@ impl Pulse {
             self.asked = Some((running.engine.begin_flush(), now));
         }
         let router_waits = self.asked.as_ref().map_or(Duration::ZERO, |(_, at)| now.duration_since(*at));
-        let wedged = match (capture_waits > WEDGED, router_waits > WEDGED && !running.engine.is_scanning()) {
+        let wedged = match (capture_waits > WEDGED, router_waits > WEDGED && running.engine.scan_progress().is_none()) {
             (true, _) => "capture",
             (_, true) => "router",
             _ => return true,
@@ -305,7 +305,11 @@ impl<'a> View<'a> {
         }
         *written = Some((key, Instant::now()));
         let lag = status.replicas.iter().map(|replica| replica.lag_seconds).fold(0.0, f64::max);
-        let stage = if scanning { "catch-up scan" } else { "live" };
+        let stage = match self.running.engine.scan_progress() {
+            Some((done, all)) if scanning => format!("catch-up scan, {done} of {all}"),
+            _ if scanning => "catch-up scan".to_owned(),
+            _ => "live".to_owned(),
+        };
         systemd::notify(&format!("STATUS={stage}, {} replicas, {lag:.1} s behind", status.replicas.len()));
     }
 }

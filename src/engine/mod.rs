@@ -370,7 +370,7 @@ pub struct Engine {
     router: Option<(mpsc::Sender<route::Order>, JoinHandle<()>)>,
     workers: Vec<JoinHandle<()>>,
     stopping: Arc<AtomicBool>,
-    scanning: Arc<AtomicBool>,
+    scanning: Arc<scan::Progress>,
 }
 
 impl Engine {
@@ -423,7 +423,7 @@ impl Engine {
         }
         let (orders, inbox) = mpsc::channel();
         let all = replicas.clone();
-        let scanning = Arc::new(AtomicBool::new(false));
+        let scanning = Arc::<scan::Progress>::default();
         let theirs = scanning.clone();
         let router = std::thread::Builder::new()
             .name("router".into())
@@ -462,14 +462,13 @@ impl Engine {
     /// Asks for the same; the receiver ends when it is done.
     pub fn begin_scan(&self) -> mpsc::Receiver<()> {
         let (done, wait) = mpsc::channel();
-        self.scanning.store(true, Ordering::Relaxed);
         self.order(route::Order::Scan(done));
         wait
     }
 
-    /// The router is busy with a scan, which may take long.
-    pub fn is_scanning(&self) -> bool {
-        self.scanning.load(Ordering::Relaxed)
+    /// The router is busy with a scan, which may take long: so many of so many mailboxes and users are done.
+    pub fn scan_progress(&self) -> Option<(usize, usize)> {
+        self.scanning.now()
     }
 
     /// Asks the router for a sign of life: the receiver ends when all that was said before has been routed.

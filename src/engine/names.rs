@@ -80,6 +80,11 @@ impl ReplicaNames {
         self.by_id.keys().filter(|id| !self.strays.contains_key(*id))
     }
 
+    /// Every lane that has a name.
+    pub fn lanes(&self) -> impl Iterator<Item = Lane> {
+        self.by_lane.keys().cloned()
+    }
+
     /// Names in a lane, sorted.
     pub fn in_lane(&self, lane: &Lane) -> Vec<MboxName> {
         self.by_lane.get(lane).into_iter().flatten().cloned().collect()

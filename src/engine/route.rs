@@ -3,13 +3,14 @@
 
 use super::names::Source;
 use super::queue::{Item, Lane};
+use super::scan::{Progress, Scan};
 use super::{Event, Shared};
 use crate::model::{
     Annotation, DirtyKey, MailStore, MailboxEntry, MailboxRef, MboxName, Notice, QuotaRoot, Scope, StoreError,
     UniqueId, UserId, UserPart, UserRef,
 };
+use crate::state::ReplicaState;
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
@@ -40,11 +41,26 @@ pub(super) struct Router {
     server_annotations: Option<Vec<Annotation>>,
     retry: Vec<(Instant, Notice)>,
     /// Told to those who watch over us: a scan may take long.
-    scanning: Arc<AtomicBool>,
+    scanning: Arc<Progress>,
+    running: Option<Running>,
+    /// To be scanned when the running one is over.
+    wanted: Option<Scope>,
+    /// Who waits for all that was asked for so far.
+    waiting: Vec<mpsc::Sender<()>>,
+}
+
+/// A scan under way.
+struct Running {
+    scan: Scan,
+    scope: Scope,
+    started: Instant,
+    differ: usize,
+    /// Who waits for it.
+    _done: Vec<mpsc::Sender<()>>,
 }
 
 impl Router {
-    pub(super) fn new(store: Arc<dyn MailStore>, replicas: Vec<Arc<Shared>>, scanning: Arc<AtomicBool>) -> Self {
+    pub(super) fn new(store: Arc<dyn MailStore>, replicas: Vec<Arc<Shared>>, scanning: Arc<Progress>) -> Self {
         Self {
             store,
             replicas,
@@ -53,12 +69,20 @@ impl Router {
             server_annotations: None,
             retry: Vec::new(),
             scanning,
+            running: None,
+            wanted: None,
+            waiting: Vec::new(),
         }
     }
 
     pub(super) fn run(mut self, inbox: &mpsc::Receiver<Order>) {
         loop {
-            let wait = self.retry.iter().map(|(at, _)| *at).min();
+            self.begin_scan();
+            // Between two pieces of a scan whoever has something to say is heard.
+            let wait = match &self.running {
+                Some(_) => Some(Instant::now()),
+                None => self.retry.iter().map(|(at, _)| *at).min(),
+            };
             let order = match wait {
                 None => inbox.recv().map_err(|_| mpsc::RecvTimeoutError::Disconnected),
                 Some(at) => inbox.recv_timeout(at.saturating_duration_since(Instant::now())),
@@ -66,37 +90,33 @@ impl Router {
             match order {
                 Ok(Order::Notices(notices)) => self.notices(notices),
                 Ok(Order::Scan(done)) => {
-                    self.scan(None);
-                    drop(done);
+                    self.want(Scope::Everything);
+                    self.waiting.push(done);
                 }
                 Ok(Order::Flush(done)) => {
                     let again = self.retry.drain(..).map(|(_, notice)| notice).collect();
                     self.notices(again);
-                    drop(done);
+                    self.waiting.push(done);
                 }
                 Ok(Order::Stop) | Err(mpsc::RecvTimeoutError::Disconnected) => return,
-                Err(mpsc::RecvTimeoutError::Timeout) => {
-                    let now = Instant::now();
-                    let (due, later) = self.retry.drain(..).partition(|(at, _)| *at <= now);
-                    self.retry = later;
-                    let due: Vec<(Instant, Notice)> = due;
-                    self.notices(due.into_iter().map(|(_, notice)| notice).collect());
-                }
+                Err(mpsc::RecvTimeoutError::Timeout) => {}
             }
+            let now = Instant::now();
+            if self.retry.iter().any(|(at, _)| *at <= now) {
+                let (due, later): (Vec<_>, Vec<_>) = self.retry.drain(..).partition(|(at, _)| *at <= now);
+                self.retry = later;
+                self.notices(due.into_iter().map(|(_, notice)| notice).collect());
+            }
+            self.scan_on();
         }
     }
 
     fn notices(&mut self, notices: Vec<Notice>) {
         // One batch is one moment: what belongs together (a rename and its mailbox) goes out together.
         self.replicas.iter().for_each(|shared| shared.queue.hold(true));
-        let mut rescan = None;
         for notice in notices {
-            if let DirtyKey::Rescan(scope) = &notice.key {
-                rescan = Some(match (rescan, scope) {
-                    (None, scope) => scope.clone(),
-                    (Some(old), scope) if old == *scope => old,
-                    _ => Scope::Everything,
-                });
+            if let DirtyKey::Rescan(scope) = notice.key {
+                self.want(scope);
                 continue;
             }
             if let Err(error) = self.notice(&notice) {
@@ -105,11 +125,15 @@ impl Router {
             }
         }
         self.replicas.iter().for_each(|shared| shared.queue.hold(false));
-        match rescan {
-            Some(Scope::Everything) => self.scan(None),
-            Some(Scope::Below(name)) => self.scan(Some(&name)),
-            None => {}
-        }
+    }
+
+    /// One comparison more, once the one under way is over: what that has passed may have changed since.
+    fn want(&mut self, scope: Scope) {
+        self.wanted = Some(match self.wanted.take() {
+            None => scope,
+            Some(old) if old == scope => old,
+            Some(_) => Scope::Everything,
+        });
     }
 
     fn trouble(&self, error: &StoreError) {
@@ -260,61 +284,90 @@ impl Router {
         Ok(())
     }
 
-    fn scan(&mut self, below: Option<&MboxName>) {
-        self.scanning.store(true, Ordering::Relaxed);
-        self.compare_all(below);
-        self.scanning.store(false, Ordering::Relaxed);
+    /// Begins the comparison that is wanted, if none is under way.
+    fn begin_scan(&mut self) {
+        if self.running.is_some() {
+            return;
+        }
+        let done = std::mem::take(&mut self.waiting);
+        let Some(scope) = self.wanted.take() else { return };
+        self.scanning.set((0, 1));
+        let started = Instant::now();
+        match self.prepare(&scope, started) {
+            Ok(scan) => self.running = Some(Running { scan, scope, started, differ: 0, _done: done }),
+            Err(error) => self.scan_failed(&error, scope, started),
+        }
     }
 
-    fn compare_all(&mut self, below: Option<&MboxName>) {
-        let started = Instant::now();
-        let remember = (|| {
-            self.source = Arc::new(Source::new(self.store.listing()?));
-            self.annotations = self.store.annotated_mailboxes()?;
-            self.server_annotations = Some(self.store.server_annotations()?);
-            Ok(())
-        })();
-        let (mut checked, mut differ) = (0, 0);
-        let result = remember.and_then(|()| {
-            for shared in &self.replicas {
-                let report = super::scan(&*self.store, &shared.state, below)?;
-                drop(shared.source()?);
+    fn prepare(&mut self, scope: &Scope, started: Instant) -> Result<Scan, StoreError> {
+        self.source = Arc::new(Source::new(self.store.listing()?));
+        self.annotations = self.store.annotated_mailboxes()?;
+        self.server_annotations = Some(self.store.server_annotations()?);
+        let below = match scope {
+            Scope::Everything => None,
+            Scope::Below(name) => Some(name),
+        };
+        let scan = Scan::begin(&*self.store, self.source.clone(), below)?;
+        for shared in &self.replicas {
+            drop(shared.source()?);
+            if below.is_none() {
+                // First start, or we died the last time and the receipts may be older than the replica.
+                let lanes = self.lanes(shared)?;
+                let names: Vec<String> = lanes.iter().map(Lane::to_string).collect();
+                let primed = shared.state.primed_of(names.iter().map(String::as_str));
                 shared.queue.hold(true);
-                if below.is_none() {
-                    // First start, or we died the last time and the receipts may be older than the replica.
-                    for lane in self.lanes(shared)?.iter().filter(|lane| !shared.state.primed(&lane.to_string())) {
-                        shared.push(lane.clone(), Item::Compare, started, false);
-                    }
-                }
-                for (lane, item, _) in &report.differ {
-                    shared.push(lane.clone(), item.clone(), started, false);
+                for (lane, _) in lanes.into_iter().zip(primed).filter(|(_, primed)| !primed) {
+                    shared.push(lane, Item::Compare, started, false);
                 }
                 shared.queue.hold(false);
-                checked += report.checked;
-                differ += report.differ.iter().filter(|(lane, ..)| shared.wants(lane)).count();
-            }
-            Ok(())
-        });
-        match result {
-            Ok(()) => {
-                if let Some(shared) = self.replicas.first() {
-                    (shared.events)(&Event::Scanned { checked, differ, elapsed: started.elapsed() });
-                }
-            }
-            Err(error) => {
-                self.trouble(&error);
-                let scope = below.map_or(Scope::Everything, |name| Scope::Below(name.clone()));
-                let notice = Notice { key: DirtyKey::Rescan(scope), seen_at: started };
-                self.retry.push((Instant::now() + RETRY * 10, notice));
             }
         }
+        Ok(scan)
+    }
+
+    /// Looks at the next piece and queues what differs.
+    fn scan_on(&mut self) {
+        let Some(running) = &mut self.running else { return };
+        let states: Vec<&ReplicaState> = self.replicas.iter().map(|shared| &shared.state).collect();
+        match running.scan.step(&*self.store, &states) {
+            Ok(Some(found)) => {
+                self.scanning.set(running.scan.progress());
+                self.replicas.iter().for_each(|shared| shared.queue.hold(true));
+                for found in found {
+                    let Some(shared) = self.replicas.get(found.replica) else { continue };
+                    running.differ += usize::from(shared.wants(&found.lane));
+                    shared.push(found.lane, found.item, running.started, false);
+                }
+                self.replicas.iter().for_each(|shared| shared.queue.hold(false));
+            }
+            Ok(None) => {
+                if let Some(shared) = self.replicas.first() {
+                    let checked = running.scan.mailboxes() * self.replicas.len();
+                    let (differ, elapsed) = (running.differ, running.started.elapsed());
+                    (shared.events)(&Event::Scanned { checked, differ, elapsed });
+                }
+                self.running = None;
+                self.scanning.set((0, 0));
+            }
+            Err(error) => {
+                let Some(Running { scope, started, .. }) = self.running.take() else { return };
+                self.scan_failed(&error, scope, started);
+            }
+        }
+    }
+
+    fn scan_failed(&mut self, error: &StoreError, scope: Scope, started: Instant) {
+        self.scanning.set((0, 0));
+        self.trouble(error);
+        let notice = Notice { key: DirtyKey::Rescan(scope), seen_at: started };
+        self.retry.push((Instant::now() + RETRY * 10, notice));
     }
 
     /// Every lane that the source or the receipts know of.
     fn lanes(&self, shared: &Shared) -> Result<BTreeSet<Lane>, StoreError> {
         let mut lanes: BTreeSet<Lane> =
             self.source.listing.entries.iter().map(|entry| self.lane(&entry.name)).collect();
-        lanes.extend(shared.state.mailboxes().iter().map(|(_, name)| self.lane(name)));
+        lanes.extend(shared.names().lanes());
         lanes.extend(self.store.users()?.into_iter().map(Lane::User));
         lanes.insert(Lane::Server);
         Ok(lanes)

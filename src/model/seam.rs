@@ -191,6 +191,11 @@ pub trait MailStore: Send + Sync {
     /// Mark of a user's data outside mailboxes.
     fn user_fingerprint(&self, user: &UserId) -> Result<Fingerprint, StoreError>;
 
+    /// Those of several users, in their order; `None` where one cannot be had.
+    fn user_fingerprints(&self, users: &[UserId]) -> Vec<Option<Fingerprint>> {
+        users.iter().map(|user| self.user_fingerprint(user).ok()).collect()
+    }
+
     /// Bodies of one mailbox.
     fn bodies(&self, entry: &MailboxEntry) -> Result<Box<dyn BodySource>, StoreError>;
 

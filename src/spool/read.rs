@@ -94,6 +94,8 @@ pub(super) fn is_same(file: &File, path: &Path) -> io::Result<bool> {
 pub(super) struct Followed {
     follower: Follower,
     file: Option<File>,
+    /// What the file was before it was last read, where its kind is only ever replaced as a whole.
+    whole: Option<[u8; 32]>,
     /// Applied to the map and not handed out yet: an update that failed afterwards must not lose them.
     pending: BTreeMap<Vec<u8>, Change>,
 }
@@ -103,6 +105,11 @@ impl Followed {
     pub(super) fn update(&mut self, path: &Path) -> Result<Vec<Change>, StoreError> {
         for n in 0..TRIES {
             let meta = std::fs::metadata(path).map_err(|error| io_error(path, &error))?;
+            // A flat database of a large store is not read again and again for being asked.
+            if self.whole.is_some() && self.whole == Some(stamp(&meta)) {
+                return Ok(std::mem::take(&mut self.pending).into_values().collect());
+            }
+            self.whole = None;
             // The old file is closed after the new one was opened: else both could have the same inode number.
             if !self.file.as_ref().is_some_and(|file| same_file(file, &meta)) {
                 self.file = Some(open(path).map_err(|error| io_error(path, &error))?);
@@ -123,6 +130,7 @@ impl Followed {
                     }
                     // Replaced meanwhile? Then a repack may have emptied the file under our hands.
                     if is_same(file, path).unwrap_or(false) {
+                        self.whole = (self.follower.kind() == Some(db::Kind::Flat)).then(|| stamp(&meta));
                         return Ok(std::mem::take(&mut self.pending).into_values().collect());
                     }
                 }

@@ -320,6 +320,14 @@ impl LiveSpool {
         Ok(Some(snapshot))
     }
 
+    fn user_mark(&self, user: &UserId, inbox: Option<&MailboxEntry>) -> Result<Fingerprint, StoreError> {
+        let flags = match self.history.is_empty() {
+            true => Vec::new(),
+            false => self.history.flag_mark(&self.layout, user, &self.own_mailboxes(user)?)?,
+        };
+        Ok(users::fingerprint(&users::places(&self.layout, user, inbox), &flags))
+    }
+
     /// A user's mailboxes, deleted ones included.
     fn own_mailboxes(&self, user: &UserId) -> Result<Vec<UniqueId>, StoreError> {
         let list = self.updated_list()?;
@@ -379,8 +387,15 @@ impl MailStore for LiveSpool {
 
     fn user_fingerprint(&self, user: &UserId) -> Result<Fingerprint, StoreError> {
         let inbox = self.entry(&user.inbox())?;
-        let flags = self.history.flag_mark(&self.layout, user, &self.own_mailboxes(user)?)?;
-        Ok(users::fingerprint(&users::places(&self.layout, user, inbox.as_deref()), &flags))
+        self.user_mark(user, inbox.as_deref())
+    }
+
+    fn user_fingerprints(&self, users: &[UserId]) -> Vec<Option<Fingerprint>> {
+        // The list is looked at once for all of them.
+        let Ok(list) = self.updated_list() else { return vec![None; users.len()] };
+        let inboxes: Vec<_> = users.iter().map(|user| list.mailboxes.get(&user.inbox()).cloned()).collect();
+        drop(list);
+        users.iter().zip(inboxes).map(|(user, inbox)| self.user_mark(user, inbox.as_deref()).ok()).collect()
     }
 
     fn bodies(&self, entry: &MailboxEntry) -> Result<Box<dyn BodySource>, StoreError> {

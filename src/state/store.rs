@@ -277,6 +277,29 @@ impl Inner {
         table.get(key).ok()?.map(|value| value.value().to_vec())
     }
 
+    /// The entries of these keys, in their order.
+    fn get_all(&self, keys: impl Iterator<Item = Vec<u8>>, call: &mut dyn FnMut(Option<&[u8]>)) {
+        let found: Vec<(Vec<u8>, Option<Option<Vec<u8>>>)> = {
+            let buffer = self.lock();
+            keys.map(|key| {
+                let fresh = buffer.overlay.get(&key).map(|(_, value)| value.clone());
+                (key, fresh)
+            })
+            .collect()
+        };
+        // The overlay was asked first: what is not in it any more is in the file by now.
+        let table = self.db.begin_read().ok().and_then(|read| read.open_table(ENTRIES).ok());
+        for (key, fresh) in found {
+            match fresh {
+                Some(value) => call(value.as_deref()),
+                None => {
+                    let stored = table.as_ref().and_then(|table| table.get(key.as_slice()).ok().flatten());
+                    call(stored.as_ref().map(|value| value.value()));
+                }
+            }
+        }
+    }
+
     /// Every entry whose key begins with `prefix`.
     fn each(&self, prefix: &[u8], call: &mut dyn FnMut(&[u8], &[u8])) {
         let overlay: BTreeMap<Vec<u8>, Option<Vec<u8>>> = self
@@ -286,26 +309,22 @@ impl Inner {
             .take_while(|(key, _)| key.starts_with(prefix))
             .map(|(key, (_, value))| (key.clone(), value.clone()))
             .collect();
-        let stored = || -> Option<Vec<(Vec<u8>, Vec<u8>)>> {
+        // The overlay was read first: an entry that becomes durable in between is seen twice, never missed.
+        let mut stored = || -> Option<()> {
             let read = self.db.begin_read().ok()?;
             let table = read.open_table(ENTRIES).ok()?;
-            let range = table.range(prefix..).ok()?;
-            let mut out = Vec::new();
-            for entry in range {
+            for entry in table.range(prefix..).ok()? {
                 let (key, value) = entry.ok()?;
                 if !key.value().starts_with(prefix) {
                     break;
                 }
-                out.push((key.value().to_vec(), value.value().to_vec()));
+                if !overlay.contains_key(key.value()) {
+                    call(key.value(), value.value());
+                }
             }
-            Some(out)
+            Some(())
         };
-        // The overlay was read first: an entry that becomes durable in between is seen twice, never missed.
-        for (key, value) in stored().unwrap_or_default() {
-            if !overlay.contains_key(&key) {
-                call(&key, &value);
-            }
-        }
+        let _ = stored();
         for (key, value) in &overlay {
             if let Some(value) = value {
                 call(key, value);
@@ -433,8 +452,19 @@ impl ReplicaState {
         });
     }
 
+    fn read_all<'a, T: DeserializeOwned>(&self, kind: Kind, ids: impl Iterator<Item = &'a [u8]>) -> Vec<Option<T>> {
+        let mut out = Vec::with_capacity(ids.size_hint().0);
+        self.inner.get_all(ids.map(|id| self.key(kind, id)), &mut |value| out.push(value.and_then(unpack)));
+        out
+    }
+
     pub fn mailbox(&self, id: &UniqueId) -> Option<MailboxReceipt> {
         self.read(Kind::Mailbox, id.as_bytes())
+    }
+
+    /// Those of several mailboxes, in their order.
+    pub fn mailboxes_of<'a>(&self, ids: impl Iterator<Item = &'a UniqueId>) -> Vec<Option<MailboxReceipt>> {
+        self.read_all(Kind::Mailbox, ids.map(UniqueId::as_bytes))
     }
 
     pub fn put_mailbox(&self, id: &UniqueId, receipt: &MailboxReceipt) {
@@ -462,12 +492,25 @@ impl ReplicaState {
         out
     }
 
+    /// Every mailbox there is a receipt of.
+    pub fn each_mailbox_id(&self, call: &mut dyn FnMut(UniqueId)) {
+        let prefix = self.prefix(Kind::Mailbox);
+        self.inner.each(&prefix, &mut |key, _| {
+            key.strip_prefix(prefix.as_slice()).into_iter().for_each(|id| call(UniqueId::new(id)))
+        });
+    }
+
     pub fn for_each_mailbox(&self, call: &mut dyn FnMut(UniqueId, MailboxReceipt)) {
         self.each(Kind::Mailbox, &mut |id, receipt| call(UniqueId::new(id), receipt));
     }
 
     pub fn user(&self, user: &UserId) -> Option<UserReceipt> {
         self.read(Kind::User, user.as_bytes())
+    }
+
+    /// Those of several users, in their order.
+    pub fn users_of<'a>(&self, users: impl Iterator<Item = &'a UserId>) -> Vec<Option<UserReceipt>> {
+        self.read_all(Kind::User, users.map(UserId::as_bytes))
     }
 
     pub fn put_user(&self, user: &UserId, receipt: &UserReceipt) {
@@ -510,6 +553,12 @@ impl ReplicaState {
     /// The replica's content of this lane was looked at once.
     pub fn primed(&self, lane: &str) -> bool {
         self.read::<bool>(Kind::Primed, lane.as_bytes()).unwrap_or(false)
+    }
+
+    /// The same of several lanes, in their order.
+    pub fn primed_of<'a>(&self, lanes: impl Iterator<Item = &'a str>) -> Vec<bool> {
+        let primed = self.read_all::<bool>(Kind::Primed, lanes.map(str::as_bytes));
+        primed.into_iter().map(|primed| primed.unwrap_or(false)).collect()
     }
 
     pub fn set_primed(&self, lane: &str) {
@@ -555,6 +604,28 @@ mod tests {
         let state = State::open(dir.path(), "store").expect("opens again");
         assert_eq!(state.replica("r").mailbox(&"a".into()), Some(receipt("user.a", 5)));
         assert_eq!(state.replica("r").mailbox(&"b".into()), None);
+    }
+
+    #[test]
+    fn several_are_asked_for_at_once() {
+        let dir = tempfile::tempdir().expect("directory");
+        let state = State::open(dir.path(), "store").expect("opens");
+        let replica = state.replica("r");
+        for (id, modseq) in [("a", 1), ("b", 2), ("c", 3)] {
+            replica.put_mailbox(&id.into(), &receipt("user.x", modseq));
+        }
+        state.flush();
+        // In the file, in memory only, taken away in memory only, never there.
+        replica.put_mailbox(&"b".into(), &receipt("user.x", 5));
+        replica.remove_mailbox(&"c".into());
+        let ids: [UniqueId; 4] = ["d", "c", "b", "a"].map(Into::into);
+        let found = replica.mailboxes_of(ids.iter());
+        assert_eq!(found, [None, None, Some(receipt("user.x", 5)), Some(receipt("user.x", 1))]);
+        let mut all = Vec::new();
+        replica.each_mailbox_id(&mut |id| all.push(id));
+        assert_eq!(all, ids[2..].iter().rev().cloned().collect::<Vec<_>>());
+        replica.set_primed("user x");
+        assert_eq!(replica.primed_of(["user y", "user x"].into_iter()), [false, true]);
     }
 
     #[test]

@@ -74,6 +74,11 @@ impl History {
         lock(&self.slots).entry(id.clone()).or_default().of_owner = !shared;
     }
 
+    /// No mailbox was found to need a ledger.
+    pub(super) fn is_empty(&self) -> bool {
+        lock(&self.slots).is_empty()
+    }
+
     /// The mailbox was found to need a ledger.
     pub(super) fn has(&self, id: &UniqueId) -> bool {
         lock(&self.slots).contains_key(id)
