@@ -279,19 +279,19 @@ impl Inner {
 
     /// The entries of these keys, in their order.
     fn get_all(&self, keys: impl Iterator<Item = Vec<u8>>, call: &mut dyn FnMut(Option<&[u8]>)) {
-        let found: Vec<(Vec<u8>, Option<Option<Vec<u8>>>)> = {
+        let keys: Vec<Vec<u8>> = keys.collect();
+        let fresh: Overlay = {
             let buffer = self.lock();
-            keys.map(|key| {
-                let fresh = buffer.overlay.get(&key).map(|(_, value)| value.clone());
-                (key, fresh)
-            })
-            .collect()
+            keys.iter()
+                .filter_map(|key| buffer.overlay.get_key_value(key))
+                .map(|(k, v)| (k.clone(), v.clone()))
+                .collect()
         };
         // The overlay was asked first: what is not in it any more is in the file by now.
         let table = self.db.begin_read().ok().and_then(|read| read.open_table(ENTRIES).ok());
-        for (key, fresh) in found {
-            match fresh {
-                Some(value) => call(value.as_deref()),
+        for key in keys {
+            match fresh.get(&key) {
+                Some((_, value)) => call(value.as_deref()),
                 None => {
                     let stored = table.as_ref().and_then(|table| table.get(key.as_slice()).ok().flatten());
                     call(stored.as_ref().map(|value| value.value()));
