@@ -2,7 +2,7 @@
 
 use super::ArchiveError;
 use super::objects::{Objects, Puts};
-use crate::model::{BodyRef, BodySource, Disposition, MessageGuid, StoreError};
+use crate::model::{BodyRef, BodySource, Disposition, MessageGuid, StoreError, Uid};
 use sha1::{Digest, Sha1};
 use std::collections::HashSet;
 use std::io::Read;
@@ -14,8 +14,8 @@ const PART: usize = 8 << 20;
 #[derive(Debug, thiserror::Error)]
 pub enum PutError {
     /// A body is not what its record says, or cannot be read; nothing of it was kept.
-    #[error("{0}")]
-    Body(StoreError),
+    #[error("{error}")]
+    Body { uid: Uid, error: StoreError },
     #[error("{0}")]
     Archive(#[from] ArchiveError),
 }
@@ -57,16 +57,17 @@ pub(super) fn put(objects: &Objects, bodies: &[BodyRef], source: &dyn BodySource
 fn put_one(objects: &Objects, body: &BodyRef, source: &dyn BodySource, puts: &mut Puts) -> Result<(), PutError> {
     let wrong = |fault: String| {
         let message = format!("message file of UID {} is not what its record says: {fault}", body.uid.0);
-        PutError::Body(StoreError::new(Disposition::Quarantine, message))
+        PutError::Body { uid: body.uid, error: StoreError::new(Disposition::Quarantine, message) }
     };
-    let mut reader = source.open(body).map_err(PutError::Body)?.reader;
+    let mut reader = source.open(body).map_err(|error| PutError::Body { uid: body.uid, error })?.reader;
     let mut parts = None;
     let (mut size, mut sha1) = (0, Sha1::new());
     loop {
         let mut part = Vec::with_capacity(body.size.min(PART as u64) as usize);
         if let Err(error) = reader.by_ref().take(PART as u64).read_to_end(&mut part) {
             let message = format!("message file of UID {} cannot be read: {error}", body.uid.0);
-            return Err(PutError::Body(StoreError::new(Disposition::RetrySoon, message)));
+            let error = StoreError::new(Disposition::RetrySoon, message);
+            return Err(PutError::Body { uid: body.uid, error });
         }
         size += part.len() as u64;
         sha1.update(&part);

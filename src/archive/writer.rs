@@ -28,14 +28,14 @@ pub enum ApplyError {
     #[error("{0}")]
     Refused(String),
     /// A body is not what its record says.
-    #[error("{0}")]
-    Body(crate::model::StoreError),
+    #[error("{error}")]
+    Body { uid: crate::model::Uid, error: crate::model::StoreError },
 }
 
 impl From<PutError> for ApplyError {
     fn from(error: PutError) -> Self {
         match error {
-            PutError::Body(error) => Self::Body(error),
+            PutError::Body { uid, error } => Self::Body { uid, error },
             PutError::Archive(error) => Self::Archive(error),
         }
     }
@@ -155,7 +155,7 @@ impl Writer {
                 self.archive.keep(id, chain, mailbox);
             }
             Err(error) => {
-                if !anew && matches!(error, ApplyError::Changed(_) | ApplyError::Body(_)) {
+                if !anew && matches!(error, ApplyError::Changed(_) | ApplyError::Body { .. }) {
                     self.archive.keep(id, chain, mailbox);
                 }
                 return Err(error);

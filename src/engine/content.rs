@@ -20,7 +20,22 @@ const RESERVE_BYTES: u64 = 256 << 10;
 const RESERVE_BODIES: usize = 32;
 
 impl Pusher<'_> {
+    /// Brings a mailbox in line; messages that cannot be sent are left out, and named at the end.
     pub(super) fn content(&mut self, job: &mut Job, entry: &MailboxEntry, seen_at: Instant) -> Result<(), JobError> {
+        loop {
+            match self.sendable_content(job, entry, seen_at) {
+                Err(JobError::Replica(ReplicaError::Body { uid, error })) => {
+                    if !self.hold(entry, uid, &error)? {
+                        return Err(error.into());
+                    }
+                }
+                Ok(()) => return self.tell_held(entry),
+                other => return other,
+            }
+        }
+    }
+
+    fn sendable_content(&mut self, job: &mut Job, entry: &MailboxEntry, seen_at: Instant) -> Result<(), JobError> {
         if entry.mbtype.is_intermediate() {
             return self.intermediate(entry, seen_at);
         }
@@ -37,6 +52,7 @@ impl Pusher<'_> {
         raw.head.name = entry.name.clone();
         self.shared.loses(&entry.name, loss::of_mailbox(&raw, &self.caps))?;
         diff::reduce(&mut raw, &self.caps);
+        self.leave_held_out(entry, &mut raw)?;
         let receipt = self.shared.state.mailbox(&entry.uniqueid);
         let rolled_back = receipt.as_ref().is_some_and(|receipt| receipt.source_highestmodseq > raw.head.highestmodseq);
         let lift = receipt.as_ref().and_then(|receipt| receipt.lift.clone());
@@ -198,7 +214,8 @@ impl Pusher<'_> {
         let mut bodies: Vec<BodyRef> = diff::wanted_bodies(&update.records, after).collect();
         let expunged: HashSet<Uid> =
             update.records.iter().filter(|record| record.is_expunged()).map(|record| record.uid).collect();
-        bodies.retain(|body| !expunged.contains(&body.uid) || source.exists(body.uid));
+        let id = &update.head.uniqueid;
+        bodies.retain(|body| !expunged.contains(&body.uid) || source.exists(body.uid) && !self.is_held(id, body.uid));
         for body in &mut bodies {
             body.copied = source.has_copies(body.uid);
         }
@@ -224,7 +241,8 @@ impl Pusher<'_> {
         self.shared.names().set(&done.entry.uniqueid, &view.head.name);
         let receipt = MailboxReceipt {
             view,
-            fingerprint: done.fingerprint.clone(),
+            // What is held back is looked for again by the next scan.
+            fingerprint: done.fingerprint.clone().filter(|_| !self.shared.is_holding(&done.entry.uniqueid)),
             source_highestmodseq: done.source_highestmodseq,
             lift,
         };
@@ -272,7 +290,7 @@ impl Pusher<'_> {
         done: &Receipt,
         reason: &str,
     ) -> Result<(), JobError> {
-        let name = &done.entry.name;
+        let (entry, name) = (done.entry, &done.entry.name);
         (self.shared.events)(&Event::Repair { mailbox: name.clone(), reason: reason.to_owned() });
         let full = self.session.view_full(name)?;
         let Some(full) = full else {
@@ -283,7 +301,21 @@ impl Pusher<'_> {
             self.fresh_view(job, done.entry)?;
             return Err(JobError::Again(format!("{name} had another uniqueid on the replica")));
         }
-        match diff::repair(raw, &full, &self.caps) {
+        let mut raw = raw.clone();
+        let there: HashSet<Uid> = full.records.iter().flatten().map(|record| record.uid).collect();
+        let below = |uid: &Uid| *uid <= full.head.last_uid && !there.contains(uid);
+        let uids = raw.records.iter().map(|record| record.uid).filter(below).collect();
+        self.hold_unsendable(entry, &mut raw, &uids, true)?;
+        let mut repair = diff::repair(&raw, &full, &self.caps);
+        if matches!(repair, Repair::Rebuild { .. }) {
+            // What the source has lost, and the replica still has, is kept there with what only it has.
+            let uids = raw.records.iter().map(|record| record.uid).collect();
+            if self.hold_unsendable(entry, &mut raw, &uids, false)? {
+                repair = diff::repair(&raw, &full, &self.caps);
+            }
+        }
+        let raw = &raw;
+        match repair {
             Repair::Lift { expunge, mut update, lift } => {
                 if !expunge.is_empty() {
                     self.apply(&Step::Expunge {

@@ -22,6 +22,8 @@ pub(super) struct Content {
     pub mailboxes: BTreeMap<UniqueId, MailboxSnapshot>,
     pub metas: BTreeMap<UserId, UserMeta>,
     pub quotas: BTreeMap<QuotaRoot, QuotaLimits>,
+    /// Messages without a file.
+    pub lost: BTreeMap<UniqueId, BTreeSet<Uid>>,
     listing: Option<Arc<Listing>>,
     /// Readings of whole mailboxes.
     pub readings: usize,
@@ -54,11 +56,22 @@ fn entry(snapshot: &MailboxSnapshot) -> MailboxEntry {
     }
 }
 
-struct FakeBodies;
+struct FakeBodies {
+    id: UniqueId,
+    lost: BTreeSet<Uid>,
+}
+
+/// The text of a message.
+pub(super) fn text_of(id: &UniqueId, uid: Uid) -> String {
+    format!("{id} {}", uid.0)
+}
 
 impl BodySource for FakeBodies {
     fn open(&self, body: &BodyRef) -> Result<Body, StoreError> {
-        Ok(Body { size: body.size, reader: Box::new(std::io::empty()) })
+        if self.lost.contains(&body.uid) {
+            return Err(StoreError::new(Disposition::RetrySoon, format!("{}. is missing", body.uid.0)));
+        }
+        Ok(Body { size: body.size, reader: Box::new(std::io::Cursor::new(text_of(&self.id, body.uid))) })
     }
 }
 
@@ -95,8 +108,10 @@ impl MailStore for FakeStore {
         Ok(Fingerprint(postcard::to_stdvec(&content.metas.get(user)).expect("packs")))
     }
 
-    fn bodies(&self, _entry: &MailboxEntry) -> Result<Box<dyn BodySource>, StoreError> {
-        Ok(Box::new(FakeBodies))
+    fn bodies(&self, entry: &MailboxEntry) -> Result<Box<dyn BodySource>, StoreError> {
+        let content = self.0.lock().expect("lock");
+        let lost = content.lost.get(&entry.uniqueid).cloned().unwrap_or_default();
+        Ok(Box::new(FakeBodies { id: entry.uniqueid.clone(), lost }))
     }
 
     fn users(&self) -> Result<Vec<UserId>, StoreError> {

@@ -14,6 +14,7 @@ pub mod diff;
 #[cfg(test)]
 mod fake;
 mod fill_in;
+mod held;
 mod loss;
 mod names;
 mod push;
@@ -176,6 +177,8 @@ struct Shared {
     allow_loss: bool,
     /// What was left out, so that the same is told once.
     left_out: Mutex<HashMap<String, String>>,
+    /// Messages that are not sent because their files are no good.
+    held: Mutex<held::AllHeld>,
     share: Option<Share>,
     names: Mutex<ReplicaNames>,
     source: Mutex<Arc<Source>>,
@@ -394,6 +397,7 @@ impl Engine {
                 allow_removals: options.allow_removals,
                 allow_loss: options.allow_loss,
                 left_out: Mutex::default(),
+                held: Mutex::default(),
                 share: options.share.clone(),
                 names: Mutex::new(names),
                 source: Mutex::default(),

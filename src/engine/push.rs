@@ -27,6 +27,9 @@ pub(super) enum JobError {
     Conflict(String),
     #[error("{0}")]
     Again(String),
+    /// Single messages are held back.
+    #[error("{0}")]
+    Held(String),
     /// Another lane is needed and was busy.
     #[error("waits for {0}")]
     Needs(Lane),
@@ -37,7 +40,7 @@ impl JobError {
         let disposition = match self {
             Self::Store(error) => error.disposition,
             Self::Replica(error) => error.disposition(),
-            Self::Conflict(_) => Disposition::Quarantine,
+            Self::Conflict(_) | Self::Held(_) => Disposition::Quarantine,
             Self::Again(_) | Self::Needs(_) => Disposition::RetrySoon,
         };
         matches!(disposition, Disposition::Quarantine | Disposition::Stop)
@@ -313,7 +316,13 @@ impl<'a> Pusher<'a> {
                 if new && !self.shared.dry_run {
                     self.shared.state.begin_mailbox(id);
                 }
-                self.content(job, &entry, seen_at)?;
+                let held = match self.content(job, &entry, seen_at) {
+                    Err(error @ JobError::Held(_)) => Err(error),
+                    other => {
+                        other?;
+                        Ok(())
+                    }
+                };
                 if new {
                     self.look_above(&entry.name)?;
                 }
@@ -323,7 +332,7 @@ impl<'a> Pusher<'a> {
                 {
                     self.queue_meta(&user);
                 }
-                Ok(())
+                held
             }
             Item::Quota(root) => self.quota(root, seen_at),
             Item::Meta(part) => match &job.lane {

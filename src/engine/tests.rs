@@ -108,15 +108,14 @@ fn append(mailbox: &mut MailboxSnapshot) {
     let head = &mut mailbox.head;
     head.last_uid.0 += 1;
     head.highestmodseq.0 += 1;
-    let text = format!("{} {}", head.uniqueid, head.last_uid.0);
-    let mut guid = [0; 20];
-    guid.copy_from_slice(&blake3::hash(text.as_bytes()).as_bytes()[..20]);
+    let text = super::fake::text_of(&head.uniqueid, head.last_uid);
+    let (guid, _) = super::held::guid_of(text.as_bytes()).expect("is read");
     mailbox.records.push(Record {
         uid: head.last_uid,
         modseq: head.highestmodseq,
         last_updated: 1_600_000_000,
         size: 10,
-        guid: MessageGuid(guid),
+        guid,
         ..Record::default()
     });
 }
@@ -411,6 +410,42 @@ fn changes_made_on_the_replica_are_overruled_and_its_mail_is_kept() {
     rig.store.change(|content| flag(content.mailboxes.get_mut(&UniqueId::from("i")).expect("i"), 1, SystemFlags::SEEN));
     rig.sync();
     assert_eq!(rig.differences().len(), 1, "{:?}", rig.differences());
+}
+
+#[test]
+fn what_the_source_has_lost_is_kept_when_its_mailbox_is_made_anew() {
+    let rig = Rig::new();
+    let (id, name) = (UniqueId::from("f"), MboxName::from("user.a.f"));
+    rig.store.change(|content| {
+        make(content, "i", "user.a", 1);
+        make(content, "f", "user.a.f", 3);
+    });
+    rig.sync();
+    let lost = {
+        let mut held = rig.target.held.lock().expect("lock");
+        let folder = held.mailboxes.get_mut(&name).expect("there");
+        // It has a UID that the source has not reached.
+        folder.head.last_uid.0 += 2;
+        folder.records.as_ref().expect("records")[1].guid
+    };
+    rig.store.change(|content| {
+        append(content.mailboxes.get_mut(&id).expect("f"));
+        content.lost.insert(id.clone(), std::collections::BTreeSet::from([Uid(2)]));
+    });
+    rig.sync();
+    let held = rig.target.held.lock().expect("lock");
+    let guids = |view: &MailboxView| -> Vec<MessageGuid> {
+        view.records.iter().flatten().filter(|record| !record.is_expunged()).map(|record| record.guid).collect()
+    };
+    let kept = held.mailboxes.values().find(|view| view.head.name.to_string().contains("replica-only")).expect("kept");
+    assert_eq!(guids(kept), [lost]);
+    assert_eq!(
+        held.mailboxes[&name].records.iter().flatten().map(|record| record.uid.0).collect::<Vec<_>>(),
+        [1, 3, 4]
+    );
+    drop(held);
+    let failed = rig.engine().stats().remove(0).queue.failed;
+    assert!(matches!(&failed[..], [one] if one.reason.contains("UID 2: 2. is missing")), "{failed:?}");
 }
 
 #[derive(Clone, Debug)]

@@ -4,8 +4,8 @@ use super::names::Source;
 use super::queue::Lane;
 use super::{diff, loss};
 use crate::model::{
-    Capabilities, MailStore, MailboxSnapshot, MailboxView, MboxName, Replica, ReplicaError, SystemFlags, UniqueId,
-    UserPart,
+    Capabilities, MailStore, MailboxEntry, MailboxSnapshot, MailboxView, MboxName, Replica, ReplicaError, SystemFlags,
+    UniqueId, UserPart,
 };
 use crate::state::ReplicaState;
 use serde::Serialize;
@@ -145,7 +145,7 @@ impl Verifier<'_> {
                 }
             };
             self.report.messages += snapshot.records.iter().filter(|record| !record.is_expunged()).count();
-            self.mailbox(lane, &entry.uniqueid, snapshot, &theirs)?;
+            self.mailbox(lane, entry, snapshot, &theirs)?;
         }
         for (id, view) in views {
             if !view.head.mbtype.is_intermediate() && self.source.by_id(&id).is_none() {
@@ -164,7 +164,7 @@ impl Verifier<'_> {
     fn mailbox(
         &mut self,
         lane: &Lane,
-        id: &UniqueId,
+        entry: &MailboxEntry,
         mut snapshot: MailboxSnapshot,
         theirs: &MailboxView,
     ) -> Result<(), VerifyError> {
@@ -172,7 +172,7 @@ impl Verifier<'_> {
             self.report.not_held.push((snapshot.head.name.to_string(), lost));
         }
         diff::reduce(&mut snapshot, self.caps);
-        let lift = self.state.and_then(|state| state.mailbox(id)).and_then(|receipt| receipt.lift);
+        let lift = self.state.and_then(|state| state.mailbox(&entry.uniqueid)).and_then(|receipt| receipt.lift);
         if let Some(lift) = &lift {
             diff::apply_lift(&mut snapshot, lift);
         }
@@ -194,6 +194,11 @@ impl Verifier<'_> {
             match have.remove(&record.uid) {
                 None if record.is_expunged() => {}
                 None => {
+                    let bodies = self.store.bodies(entry)?;
+                    if let Some(reason) = super::held::why_not(&*bodies, record) {
+                        self.report.unreadable.push((format!("{name} UID {}", record.uid.0), reason));
+                        continue;
+                    }
                     self.differ(lane, format!("{name} UID {}", record.uid.0), "missing on the replica", record.guid, "")
                 }
                 Some(other) if record.is_expunged() && other.is_expunged() => {}

@@ -80,8 +80,8 @@ pub enum ReplicaError {
     #[error("mailbox is locked on the replica: {0}")]
     Locked(String),
     /// The body to send does not match its record (missing, other size, other SHA-1); nothing was applied.
-    #[error("{0}")]
-    Body(StoreError),
+    #[error("{error}")]
+    Body { uid: Uid, error: StoreError },
     /// Refused for good with this reason.
     #[error("replica refused: {0}")]
     Refused(String),
@@ -104,7 +104,7 @@ impl ReplicaError {
             Self::Lost { .. } => Disposition::Reconnect,
             Self::Fatal(_) | Self::Denied(..) => Disposition::Stop,
             Self::Changed(_) | Self::NoSuchMailbox(_) | Self::Moved(_) | Self::Locked(_) => Disposition::RetrySoon,
-            Self::Body(error) => error.disposition,
+            Self::Body { error, .. } => error.disposition,
             Self::Refused(_) => Disposition::Quarantine,
         }
     }
@@ -165,6 +165,11 @@ pub trait BodySource: Sync {
 
     /// The message file is there. An expunged record may lose its file at any moment.
     fn exists(&self, _uid: Uid) -> bool {
+        true
+    }
+
+    /// The place where bodies are kept is there; otherwise nothing follows from one that is missing.
+    fn is_there(&self) -> bool {
         true
     }
 

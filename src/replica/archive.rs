@@ -112,7 +112,7 @@ impl Replica for Session {
             ApplyError::NoSuchMailbox(name) => Err(ReplicaError::NoSuchMailbox(name.to_string())),
             ApplyError::Moved(reason) => Err(ReplicaError::Moved(reason)),
             ApplyError::Refused(reason) => Err(ReplicaError::Refused(reason)),
-            ApplyError::Body(error) => Err(ReplicaError::Body(error)),
+            ApplyError::Body { uid, error } => Err(ReplicaError::Body { uid, error }),
         })
     }
 

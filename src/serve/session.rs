@@ -36,7 +36,7 @@ impl From<ReplicaError> for Refused {
             ReplicaError::Locked(_) => no("IMAP_MAILBOX_LOCKED Mailbox locked"),
             ReplicaError::Changed(_) => no(CHECKSUM),
             ReplicaError::Refused(_) => no(NOT_SUPPORTED),
-            ReplicaError::Body(_) | ReplicaError::Lost { .. } => no("IMAP_IOERROR System I/O error"),
+            ReplicaError::Body { .. } | ReplicaError::Lost { .. } => no("IMAP_IOERROR System I/O error"),
             ReplicaError::Fatal(text) | ReplicaError::Denied(_, text) => Self::Gone(text),
         }
     }

@@ -362,6 +362,10 @@ impl BodySource for SpoolBodies {
         Ok(Body { size, reader: Box::new(file) })
     }
 
+    fn is_there(&self) -> bool {
+        self.dirs.iter().any(|dir| dir.is_dir())
+    }
+
     fn exists(&self, uid: Uid) -> bool {
         self.paths(uid).iter().any(|path| path.exists())
     }

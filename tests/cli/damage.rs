@@ -32,7 +32,7 @@ const HARMS: &[(&str, &str, Harm, &[&str])] = &[
         &["user/u5/cyrus.index", "at byte 0x8", "minor version 99 is not known", "not damaged"],
     ),
     ("user.u9", "cyrus.header", keep_ten_bytes, &["user/u9/cyrus.header", "at byte 0xa", "reconstruct"]),
-    ("user.u6", "1.", flip_in_body, &["UID 1", "not the message of its record", "not sent", "restore the file"]),
+    ("user.u6", "2.", flip_in_body, &["UID 2", "not the message of its record", "not sent", "restore the file"]),
     ("user.u7", "1.", remove, &["user/u7/1.", "missing", "reconstruct"]),
 ];
 
@@ -159,6 +159,78 @@ fn a_daemon_puts_damaged_mailboxes_in_quarantine_and_goes_on_when_they_are_mende
     let equal = eventually(Duration::from_secs(60), || last().is_empty().then_some(()));
     assert!(equal.is_some(), "{:#?}\n{}", last(), running.log_end(30));
     assert!(running.terminate().expect("ends").success());
+}
+
+/// What differs are these messages, and what counts them.
+fn only_these_are_missing(differences: &[String], lost: &[(&str, u32)]) {
+    let counts = ["exists", "unseen", "recent", "seen", "vendor / size / shared"];
+    for line in differences {
+        let of_lost = lost.iter().any(|(mailbox, uid)| {
+            let message = line.contains(&format!(" / {mailbox} / messages / {uid}"));
+            message || counts.iter().any(|count| line.contains(&format!(" / {mailbox} / {count}")))
+        });
+        assert!(of_lost || line.contains(" / quota / "), "{line} in {differences:#?}");
+    }
+    for (mailbox, uid) in lost {
+        let missing = |line: &&String| line.contains(&format!(" / {mailbox} / messages / {uid}"));
+        assert!(differences.iter().any(|line| missing(&line)), "{mailbox} {uid}: {differences:#?}");
+    }
+}
+
+/// Messages that are lost, with what becomes of their files.
+const LOST: &[(&str, u32, Harm)] =
+    &[("user.u1", 2, remove), ("user.u2", 12, cut), ("user.u3", 3, remove), ("user.u12", 4, remove)];
+
+#[test]
+fn a_lost_message_holds_up_nothing_else_of_its_mailbox() {
+    if !cyrus::installed() {
+        return;
+    }
+    // One with GUIDs in its indexes, one whose GUIDs are made from the files.
+    for release in ["2.3.19-a", "2.5.11-a"] {
+        let source = store::store(release);
+        let replica = server_for(&source);
+        let state = source.dir.path().join("state");
+        let spooltap = |args: &[&str]| Spooltap::once(&source.conf, &replica.url(), &state, args).expect("runs");
+        let path = |mailbox: &str, uid: u32| file(&source, mailbox, &format!("{uid}."));
+        let good: Vec<Vec<u8>> =
+            LOST.iter().map(|(name, uid, _)| fs::read(path(name, *uid)).expect("is read")).collect();
+        for ((mailbox, uid, harm), good) in LOST.iter().zip(&good) {
+            match harm(good.clone()) {
+                Some(bad) => fs::write(path(mailbox, *uid), bad).expect("is written"),
+                None => fs::remove_file(path(mailbox, *uid)).expect("is removed"),
+            }
+        }
+        let lost: Vec<(&str, u32)> = LOST.iter().map(|(mailbox, uid, _)| (*mailbox, *uid)).collect();
+        let said_of_each = |command: &[&str]| {
+            let output = spooltap(command);
+            check(release, &output, 1, &[]);
+            let text = super::said(&output);
+            for (mailbox, uid) in &lost {
+                let file = format!("{}/{uid}.", mailbox.replace('.', "/"));
+                let line = |line: &&str| line.contains(&format!("UID {uid}")) && line.contains(&file);
+                assert!(text.lines().any(|text| line(&text)), "{release} {command:?}: {mailbox} UID {uid} in {text}");
+            }
+            assert!(!text.contains("made anew"), "{text}");
+        };
+        for push in [&["push", "-A"][..], &["push", "-A"], &["push", "-A", "--compare"]] {
+            said_of_each(push);
+            only_these_are_missing(&differences(&source, &replica), &lost);
+        }
+        said_of_each(&["verify"]);
+        // Nobody remembers that they were held back.
+        fs::remove_dir_all(&state).expect("is removed");
+        said_of_each(&["push", "-A"]);
+        if release != "2.3.19-a" {
+            only_these_are_missing(&differences(&source, &replica), &lost);
+        }
+        for ((mailbox, uid), good) in lost.iter().zip(good) {
+            fs::write(path(mailbox, *uid), good).expect("is written");
+        }
+        check("push after the cure", &spooltap(&["push", "-A"]), 0, &[]);
+        check("verify after the cure", &spooltap(&["verify"]), 0, &[]);
+        assert_eq!(differences(&source, &replica), Vec::<String>::new(), "{release}");
+    }
 }
 
 #[test]

@@ -169,7 +169,7 @@ fn a_message_that_is_not_its_record_s_is_not_sent() {
     session.view_user(&"a".into()).expect("a view");
     for wrong in [b"From: a\r\n\r\nhellO\r\n".as_slice(), b"From: a\r\n", b"From: a\r\n\r\nhello\r\nmore", b""] {
         let error = session.apply(&Step::Mailbox(Box::new(update(6, true))), &Bodies(wrong.to_vec()));
-        assert!(matches!(error, Err(ReplicaError::Body(_))), "{error:?}");
+        assert!(matches!(error, Err(ReplicaError::Body { .. })), "{error:?}");
     }
     session.ping().expect("the session lives");
     assert_eq!(told.iter().count(), 4);

@@ -301,15 +301,16 @@ pub(super) fn cannot_be_made(partition: &Partition) -> String {
 }
 
 fn body_error(body: &BodyRef, disposition: Disposition, fault: &str) -> ReplicaError {
-    ReplicaError::Body(StoreError::new(
+    let error = StoreError::new(
         disposition,
         format!("message file of UID {} {fault}; it is not sent; restore the file or run reconstruct", body.uid.0),
-    ))
+    );
+    ReplicaError::Body { uid: body.uid, error }
 }
 
 /// Reads a body whole and checks size and SHA-1.
 fn read_checked(body: &BodyRef, bodies: &dyn BodySource) -> Result<Vec<u8>, ReplicaError> {
-    let open = bodies.open(body).map_err(ReplicaError::Body)?;
+    let open = bodies.open(body).map_err(|error| ReplicaError::Body { uid: body.uid, error })?;
     let mut bytes = Vec::with_capacity(usize::try_from(body.size).unwrap_or(0));
     open.reader
         .take(body.size.saturating_add(1))
@@ -339,7 +340,7 @@ fn hash_body(
     buffer: &mut [u8],
     pass: &mut dyn FnMut(&[u8]) -> Result<(), ReplicaError>,
 ) -> Result<(), ReplicaError> {
-    let mut open = bodies.open(body).map_err(ReplicaError::Body)?;
+    let mut open = bodies.open(body).map_err(|error| ReplicaError::Body { uid: body.uid, error })?;
     let (mut hash, mut left) = (Sha1::new(), body.size);
     while left > 0 {
         let most = buffer.len().min(usize::try_from(left).unwrap_or(usize::MAX));

@@ -20,7 +20,7 @@ use sha1::{Digest, Sha1};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// Index versions up to this one need a ledger.
 pub(super) const LAST_WITHOUT: u32 = 10;
@@ -31,6 +31,11 @@ const ANYONE: &str = "anyone";
 /// Bodies are hashed this far before the GUIDs are put away: what a death in a large mailbox costs.
 const SAVE_BYTES: u64 = 64 << 20;
 const SAVE_MESSAGES: usize = 2000;
+
+/// More messages without a file in one mailbox are no single losses.
+const MOST_LOST: usize = 64;
+/// Between the two looks at a message whose file is missing.
+const SECOND_LOOK: Duration = Duration::from_millis(50);
 
 /// Records kept parsed over all mailboxes.
 const CACHED_RECORDS: usize = 250_000;
@@ -108,26 +113,38 @@ impl History {
             Some(ledger) => ledger,
             None => Ledger::load(&**self.memory(), &entry.uniqueid),
         };
+        let mut lost = self.learn(layout, entry, &snapshot, &mut ledger)?;
+        if !lost.is_empty() {
+            // Expunged just now, or lost.
+            std::thread::sleep(SECOND_LOOK);
+            let Some(again) = read()? else { return Ok(None) };
+            snapshot = again;
+            lost = self.learn(layout, entry, &snapshot, &mut ledger)?;
+        }
         self.flag_seen(layout, entry, &mut snapshot)?;
-        self.learn(layout, entry, &snapshot, &mut ledger)?;
         ledger.apply(&mut snapshot, now());
         ledger.save(&**self.memory(), &entry.uniqueid);
+        snapshot.records.retain(|record| lost.iter().all(|lost| lost.uid != record.uid));
+        snapshot.records.extend(lost);
+        snapshot.records.sort_by_key(|record| record.uid);
         *slot = Some(ledger);
         drop(slot);
         self.trim(&entry.uniqueid);
         Ok(Some(snapshot))
     }
 
-    /// GUIDs of messages that are new to the ledger.
+    /// GUIDs of messages that are new to the ledger. Live messages of which none can be known, because the file is missing,
+    /// are given back, without one.
     fn learn(
         &self,
         layout: &Layout,
         entry: &MailboxEntry,
         snapshot: &MailboxSnapshot,
         ledger: &mut Ledger,
-    ) -> Result<(), StoreError> {
+    ) -> Result<Vec<Record>, StoreError> {
         let bodies = SpoolBodies::new(layout, entry);
         let (mut bytes, mut messages) = (0, 0);
+        let mut lost = Vec::new();
         let result = (|| {
             for record in &snapshot.records {
                 if ledger.knows(record) {
@@ -137,7 +154,11 @@ impl History {
                     Ok(guid) => ledger.learn(record, guid),
                     // cyr_expire came first; nobody can have it any more.
                     Err(_) if record.is_expunged() => continue,
-                    Err(error) => return Err(error),
+                    Err(error) if lost.len() >= MOST_LOST || !bodies.is_there() => return Err(error),
+                    Err(_) => {
+                        lost.push(Record { guid: MessageGuid::default(), ..record.clone() });
+                        continue;
+                    }
                 }
                 self.hashed.fetch_add(record.size, Ordering::Relaxed);
                 (bytes, messages) = (bytes + record.size, messages + 1);
@@ -151,7 +172,7 @@ impl History {
         if result.is_err() {
             ledger.save(&**self.memory(), &entry.uniqueid);
         }
-        result
+        result.map(|()| lost)
     }
 
     /// `\Seen` and what goes with it: the owner's, or everybody's.
