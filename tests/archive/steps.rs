@@ -34,7 +34,7 @@ fn nothing_is_published_that_does_not_fit() {
     apply(&|update| update.head.name = "user.u1.Other".into(), bodies, "Moved(");
     apply(&|update| update.head.uniqueid = "id-9".into(), bodies, "Moved(");
     apply(&|update| (update.head.uniqueid, update.head.name) = ("id-9".into(), "x".into()), bodies, "NoSuchMailbox(");
-    apply(&|_| {}, &Bodies::default(), "Body(StoreError { message: \"no such file\"");
+    apply(&|_| {}, &Bodies::default(), "Body { uid: Uid(1), error: StoreError { message: \"no such file\"");
     let with = |text: &str| {
         let mut bodies = bodies.clone();
         bodies.0.values_mut().for_each(|body| *body = text.as_bytes().to_vec());
@@ -43,17 +43,17 @@ fn nothing_is_published_that_does_not_fit() {
     apply(
         &|_| {},
         &with("From: a\r\n\r\nONE"),
-        "Body(StoreError { message: \"message file of UID 1 is not what its record says: SHA-1 is",
+        "Body { uid: Uid(1), error: StoreError { message: \"message file of UID 1 is not what its record says: SHA-1 is",
     );
     apply(
         &|_| {},
         &with("From: a\r\n\r\non"),
-        "Body(StoreError { message: \"message file of UID 1 is not what its record says: 13 bytes, expected 14",
+        "Body { uid: Uid(1), error: StoreError { message: \"message file of UID 1 is not what its record says: 13 bytes, expected 14",
     );
     apply(
         &|_| {},
         &with("From: a\r\n\r\none more"),
-        "Body(StoreError { message: \"message file of UID 1 is not what its record says: 19 bytes, expected 14",
+        "Body { uid: Uid(1), error: StoreError { message: \"message file of UID 1 is not what its record says: 19 bytes, expected 14",
     );
     session.apply(&Step::Mailbox(Box::new(good)), bodies).expect("the good one applies");
     assert_ne!(dump(&store), before);
@@ -183,7 +183,7 @@ fn large_bodies_travel_in_parts() {
         inbox.append(&text);
         let mut wrong = inbox.bodies.clone();
         wrong.0.values_mut().for_each(|body| body[5] ^= 1);
-        refused(session.apply(&inbox.step(None), &wrong), "Body(");
+        refused(session.apply(&inbox.step(None), &wrong), "Body { uid");
         session.apply(&inbox.step(None), &inbox.bodies).expect("applies");
     }
     assert_eq!(dump(&store).keys().filter(|key| key.ends_with(" records")).count(), 2);
