@@ -10,6 +10,8 @@ mod kill;
 mod replays;
 #[path = "archive/restore.rs"]
 pub(crate) mod restore;
+#[path = "archive/s3.rs"]
+mod s3;
 #[path = "archive/steps.rs"]
 mod steps;
 

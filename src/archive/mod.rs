@@ -1,4 +1,4 @@
-//! Mail stores kept through `object_store`: `file:///DIR`, other places by a feature of that crate and a URL.
+//! Mail stores kept through `object_store`: `file:///DIR` or `s3://BUCKET/FOLDER`; another place is an arm in `Objects::open`.
 //!
 //! Message bodies are objects named by their GUID, written once. Everything else is state: one chain of generations
 //! per mailbox and per user, one for the index of mailboxes, one for quotas and server annotations (see `chain`).

@@ -5,12 +5,15 @@ use super::ArchiveError;
 use futures::stream::{BoxStream, StreamExt, TryStreamExt};
 use object_store::path::Path;
 use object_store::{
-    MultipartUpload, ObjectStore, ObjectStoreExt as _, PutMode, PutOptions, PutPayload, local::LocalFileSystem,
+    MultipartUpload, ObjectStore, ObjectStoreExt as _, PutMode, PutOptions, PutPayload, RetryConfig,
+    aws::{AmazonS3, AmazonS3Builder},
+    local::LocalFileSystem,
 };
 use std::future::Future;
 use std::io::{self, Read};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 use tokio::runtime::{Builder, Runtime};
 use url::Url;
 
@@ -50,22 +53,31 @@ fn wait<T>(future: impl Future<Output = Result<T, ArchiveError>>) -> Result<T, A
     runtime()?.block_on(future)
 }
 
+/// A bucket, as the usual variables describe it (`AWS_ACCESS_KEY_ID`, `AWS_REGION`, `AWS_ENDPOINT` …). A store that does not
+/// answer is soon the engine's affair, which knows what else there is to do.
+fn s3(url: &str) -> object_store::Result<AmazonS3> {
+    // The HTTP client takes the process's cryptography; who was first has chosen the same.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let retry = RetryConfig { max_retries: 3, retry_timeout: Duration::from_secs(20), ..RetryConfig::default() };
+    AmazonS3Builder::from_env().with_url(url).with_retry(retry).build()
+}
+
 impl Objects {
     pub fn open(url: &str) -> Result<Self, ArchiveError> {
         let bad = |fault: String| ArchiveError::Url { url: url.to_owned(), fault };
         let parsed = Url::parse(url).map_err(|error| bad(error.to_string()))?;
-        let (store, root): (Arc<dyn ObjectStore>, Path) = if parsed.scheme() == "file" {
-            if parsed.host_str().is_some() || parsed.path() == "/" {
+        let root = || Path::from_url_path(parsed.path()).map_err(|error| bad(error.to_string()));
+        let (store, root): (Arc<dyn ObjectStore>, Path) = match parsed.scheme() {
+            "file" if parsed.host_str().is_some() || parsed.path() == "/" => {
                 return Err(bad("write file:///DIR with the whole path of a directory".to_owned()));
             }
-            let root = Path::from_url_path(parsed.path()).map_err(|error| bad(error.to_string()))?;
             // What we confirm has to survive a power cut: the receipts that rely on it do.
-            (Arc::new(LocalFileSystem::new().with_fsync(true).with_automatic_cleanup(true)), root)
-        } else {
-            let options = std::env::vars().filter(|(key, _)| key.starts_with("AWS_"));
-            let (store, root) =
-                object_store::parse_url_opts(&parsed, options).map_err(|error| bad(error.to_string()))?;
-            (store.into(), root)
+            "file" => (Arc::new(LocalFileSystem::new().with_fsync(true).with_automatic_cleanup(true)), root()?),
+            "s3" if parsed.host_str().is_none() => {
+                return Err(bad("write s3://BUCKET or s3://BUCKET/FOLDER".to_owned()));
+            }
+            "s3" => (Arc::new(s3(url).map_err(|error| bad(error.to_string()))?), root()?),
+            scheme => return Err(bad(format!("no archive is kept at {scheme}://; use file:// or s3://"))),
         };
         Ok(Self::new(store, root, url))
     }

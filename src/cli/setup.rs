@@ -13,8 +13,11 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 /// Other sources than the live spool: URL schemes and what opens them.
-const SOURCES: &[(&str, OpenSource)] =
-    &[("file", |url| Ok(Arc::new(ArchiveStore::open(Archive::open(url).map_err(StoreError::from)?)?)))];
+const SOURCES: &[(&str, OpenSource)] = &[("file", archive), ("s3", archive)];
+
+fn archive(url: &str) -> Result<Arc<dyn MailStore>, StoreError> {
+    Ok(Arc::new(ArchiveStore::open(Archive::open(url).map_err(StoreError::from)?)?))
+}
 
 type OpenSource = fn(&str) -> Result<Arc<dyn MailStore>, StoreError>;
 

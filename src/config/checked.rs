@@ -358,6 +358,7 @@ fn check_url(url: &str, can_log_in: bool, mut fault: impl FnMut(&str, String, &s
                 );
             }
         }
+        Some(("s3", rest)) if !rest.is_empty() && !rest.starts_with('/') => {}
         Some(("csync+unix" | "file", rest)) if rest.starts_with('/') => {}
         Some((scheme @ ("csync+unix" | "file"), _)) => {
             fault("replica", format!("{url}: the path must be absolute"), &format!("write {scheme}:///PATH"));
@@ -365,7 +366,7 @@ fn check_url(url: &str, can_log_in: bool, mut fault: impl FnMut(&str, String, &s
         _ => fault(
             "replica",
             format!("{url}: unknown kind of replica"),
-            "use csync://, csyncs://, csync+unix://, imap://, imaps:// or file://",
+            "use csync://, csyncs://, csync+unix://, imap://, imaps://, file:// or s3://",
         ),
     }
 }

@@ -19,8 +19,13 @@ pub const TARGETS: &[(&str, Open)] = &[
     ("csync+unix", CsyncTarget::open),
     ("imap", CsyncTarget::open),
     ("imaps", CsyncTarget::open),
-    ("file", |config, _| Ok(Arc::new(ArchiveTarget::new(&config.url)?))),
+    ("file", archive),
+    ("s3", archive),
 ];
+
+fn archive(config: &ReplicaConfig, _: bool) -> Result<Arc<dyn ReplicaTarget>, ReplicaError> {
+    Ok(Arc::new(ArchiveTarget::new(&config.url)?))
+}
 
 /// A target for a checked configuration. `sieve_in_mailboxes`: the source keeps its Sieve scripts in mailboxes.
 pub fn open(config: &ReplicaConfig, sieve_in_mailboxes: bool) -> Result<Arc<dyn ReplicaTarget>, ReplicaError> {

@@ -13,9 +13,14 @@ fn ended(what: &str, output: &Output) {
 
 /// `spooltap push -A --from` without an imapd.conf: a machine that restores need not have one.
 pub(crate) fn restore(archive: &str, server: &CyrusServer, state: &Path) -> Output {
+    command(archive, server, state).output().expect("runs")
+}
+
+pub(super) fn command(archive: &str, server: &CyrusServer, state: &Path) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_spooltap"));
     command.env("SPOOLTAP_PASSWORD", cyrus::PASSWORD).args(["push", "-A", "--from", archive, "--state"]).arg(state);
-    command.args(["--replica", &server.url()]).output().expect("runs")
+    command.args(["--replica", &server.url()]);
+    command
 }
 
 #[test]

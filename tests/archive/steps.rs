@@ -198,7 +198,8 @@ fn places_that_are_none_say_so() {
     check("file://dir/x", "write file:///DIR with the whole path");
     check("file:///", "write file:///DIR with the whole path");
     check("/dir/x", "relative URL without a base");
-    check("s3://bucket/x", "feature for AmazonS3 not enabled");
+    check("s3:///x", "write s3://BUCKET");
+    check("gs://bucket/x", "use file:// or s3://");
     let dir = tempfile::tempdir().expect("directory");
     let url = |name: &str| format!("file://{}/{name}", dir.path().display());
     let archive = Archive::open(&url("none")).expect("opens");

@@ -15,6 +15,7 @@ pub mod imap;
 pub mod names;
 pub mod process;
 pub mod rng;
+pub mod s3;
 pub mod sieve;
 pub mod smtp;
 pub mod snapshot;
