@@ -276,9 +276,7 @@ fn kill_once(scene: &Scene, rng: &mut Rng, number: usize) -> anyhow::Result<()> 
     let ended = run.ended();
     anyhow::ensure!(ended.is_none(), "spooltap ended by itself ({ended:?}):\n{}", run.log_end(20));
     run.kill9();
+    // The server still carries out what the dead had sent, behind the back of whoever is started now.
     scene.gate.cut();
-    // The server still carries out what the dead had sent. Nobody who is started before that is over can know of it, and no
-    // service manager is that quick.
-    std::thread::sleep(Duration::from_millis(500));
     Ok(())
 }

@@ -11,6 +11,7 @@ mod account;
 mod content;
 mod control;
 pub mod diff;
+mod doubt;
 #[cfg(test)]
 mod fake;
 mod fill_in;
@@ -35,7 +36,7 @@ pub use scan::{ScanReport, scan};
 pub use verify::{Difference, VerifyError, VerifyReport, verify};
 
 use crate::model::{MailStore, MboxName, Notice, ReplicaError, ReplicaTarget, Step, StoreError, UniqueId};
-use crate::state::ReplicaState;
+use crate::state::{ReplicaState, Slot};
 use names::ReplicaNames;
 use push::JobError;
 use queue::{Job, Outcome, Queue};
@@ -192,6 +193,7 @@ struct Shared {
     /// An admin wants the replica to be tried now.
     reconnect_now: Mutex<Option<Instant>>,
     losses: Mutex<HashMap<(Lane, Item), u32>>,
+    doubts: doubt::Doubts,
     lags: Mutex<Lags>,
     traffic: [AtomicU64; 2],
     connected: AtomicU64,
@@ -217,6 +219,32 @@ impl Shared {
     /// This replica is to have that lane.
     fn wants(&self, lane: &Lane) -> bool {
         self.share.as_ref().is_none_or(|share| share(&self.target.name(), lane))
+    }
+
+    /// What those before us left unfinished.
+    fn inherit_doubts(&self) {
+        for (slot, lane) in self.state.left_at_work() {
+            if let Ok(lane) = postcard::from_bytes(&lane) {
+                self.doubts.add(lane, Some(slot), Instant::now());
+            }
+        }
+    }
+
+    /// Queues what has to be looked at again, and says how long nothing has to be.
+    fn doubts_due(&self) -> Duration {
+        let now = Instant::now();
+        for lane in self.doubts.due(now) {
+            self.push(lane, Item::Compare, now, false);
+        }
+        self.doubts.next().map_or(KEEPALIVE, |at| at.saturating_duration_since(now).min(KEEPALIVE))
+    }
+
+    /// Writes down that a lane is at work, before anything is sent for it.
+    fn at_work(&self, lane: &Lane) -> Option<Slot> {
+        if self.dry_run {
+            return None;
+        }
+        postcard::to_stdvec(lane).ok().and_then(|lane| self.state.at_work(&lane))
     }
 
     /// Queues an item, if it is for this replica.
@@ -407,12 +435,16 @@ impl Engine {
                 orders: Mutex::default(),
                 reconnect_now: Mutex::default(),
                 losses: Mutex::default(),
+                doubts: doubt::Doubts::default(),
                 lags: Mutex::default(),
                 traffic: Default::default(),
                 connected: AtomicU64::new(0),
                 fatal: Mutex::default(),
                 told: Mutex::default(),
             });
+            if !shared.dry_run {
+                shared.inherit_doubts();
+            }
             for number in 0..options.lanes.max(1) {
                 let worker = Worker {
                     shared: shared.clone(),
@@ -596,7 +628,7 @@ impl Worker {
         let mut session: Option<Session> = None;
         let mut counted = (0, 0);
         loop {
-            match self.shared.queue.take(KEEPALIVE) {
+            match self.shared.queue.take(self.shared.doubts_due()) {
                 Ok(None) => break,
                 Err(queue::IdleTimeout) => {
                     if session.as_mut().is_some_and(|session| session.ping().is_err()) {
@@ -629,11 +661,16 @@ impl Worker {
     }
 
     fn work(&self, mut job: Job, session: &mut Option<Session>) {
+        job.slots.extend(self.shared.at_work(&job.lane).map(|slot| (job.lane.clone(), slot)));
         let (outcomes, lost) = match session {
             None => (job.items.drain(..).map(|(item, at)| (item, at, Outcome::Requeue, None)).collect(), None),
             Some(session) => push::Pusher::new(&self.shared, &mut **session).run(&mut job),
         };
+        let slots = std::mem::take(&mut job.slots);
         if let Some(error) = lost {
+            // What was sent may still be carried out, by a server process that does not know we are gone.
+            let now = Instant::now();
+            slots.into_iter().for_each(|(lane, slot)| self.shared.doubts.add(lane, Some(slot), now));
             self.trouble(&error, Duration::ZERO);
             self.drop_session(session);
         }

@@ -231,7 +231,8 @@ impl<'a> Pusher<'a> {
             Lane::Shared(_) => {
                 let names: Vec<MboxName> = self.source.in_lane(lane, prefix).map(|entry| entry.name.clone()).collect();
                 let known = self.shared.names().in_lane(lane);
-                let all: BTreeSet<MboxName> = names.into_iter().chain(known).collect();
+                let begun = self.shared.state.begun_names().into_iter().filter(|name| Lane::of(name, prefix) == *lane);
+                let all: BTreeSet<MboxName> = names.into_iter().chain(known).chain(begun).collect();
                 let mailboxes = self.session.view_mailboxes(&all.into_iter().collect::<Vec<_>>())?;
                 crate::model::AccountView { mailboxes, ..Default::default() }
             }
@@ -301,6 +302,14 @@ impl<'a> Pusher<'a> {
         self.shared.state.put_mailbox(id, &receipt);
     }
 
+    /// This mailbox is ours, whatever becomes of us: said before it is made, and before it is taken away.
+    pub(super) fn begin(&self, id: &UniqueId, name: &MboxName) {
+        if !self.shared.dry_run {
+            let shared = name.account(self.store().deleted_prefix()).is_none();
+            self.shared.state.begin_mailbox(id, shared.then_some(name));
+        }
+    }
+
     pub(super) fn forget(&self, id: &UniqueId) {
         self.shared.names().remove(id);
         self.shared.state.remove_mailbox(id);
@@ -313,8 +322,8 @@ impl<'a> Pusher<'a> {
                 self.settle(job, id, &mut HashSet::new())?;
                 let Some(entry) = self.source.by_id(id).cloned() else { return Ok(()) };
                 let new = self.shared.names().name(id).is_none();
-                if new && !self.shared.dry_run {
-                    self.shared.state.begin_mailbox(id);
+                if new {
+                    self.begin(id, &entry.name);
                 }
                 let held = match self.content(job, &entry, seen_at) {
                     Err(error @ JobError::Held(_)) => Err(error),

@@ -3,6 +3,7 @@
 //! by the number of mailboxes, not by traffic.
 
 use crate::model::{MboxName, QuotaRoot, UniqueId, UserId, UserPart};
+use crate::state::Slot;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::fmt;
@@ -10,7 +11,7 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 /// What is kept in order.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum Lane {
     User(UserId),
     /// Shared mailboxes below one top-level name (with its domain).
@@ -74,12 +75,13 @@ struct Pending {
 }
 
 /// Work handed to one worker: it owns the lane until `finish`.
-#[derive(Debug)]
 pub struct Job {
     pub lane: Lane,
     pub items: Vec<(Item, Instant)>,
     pub live: bool,
     extras: Vec<Lane>,
+    /// The lanes as they are written down.
+    pub slots: Vec<(Lane, Slot)>,
 }
 
 /// What became of an item.
@@ -611,7 +613,7 @@ impl Inner {
         if !live {
             self.running_bulk += 1;
         }
-        Some(Job { lane, items: taken, live, extras: Vec::new() })
+        Some(Job { lane, items: taken, live, extras: Vec::new(), slots: Vec::new() })
     }
 }
 

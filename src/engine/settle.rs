@@ -56,7 +56,13 @@ impl Pusher<'_> {
     /// A name may only be touched by whoever owns its lane.
     pub(super) fn own(&self, job: &mut Job, name: &MboxName) -> Result<(), JobError> {
         let lane = Lane::of(name, self.store().deleted_prefix());
-        if self.shared.queue.try_extra(job, &lane) { Ok(()) } else { Err(JobError::Needs(lane)) }
+        if !self.shared.queue.try_extra(job, &lane) {
+            return Err(JobError::Needs(lane));
+        }
+        if !job.slots.iter().any(|(written, _)| *written == lane) {
+            job.slots.extend(self.shared.at_work(&lane).map(|slot| (lane, slot)));
+        }
+        Ok(())
     }
 
     /// Makes sure that no other mailbox has this name on the replica.
@@ -317,6 +323,7 @@ impl Pusher<'_> {
         }
         self.shared.vanish_fuse(name, &again)?;
         self.shared.fuse(name)?;
+        self.begin(id, name);
         match self.apply(&Step::Remove { uniqueid: id.clone(), name: name.clone() }) {
             Ok(()) | Err(JobError::Replica(ReplicaError::NoSuchMailbox(_))) => {}
             Err(JobError::Replica(ReplicaError::Moved(_))) => {

@@ -277,13 +277,63 @@ fn hold_a_stray(rig: &Rig) {
 fn what_was_begun_before_a_death_is_not_in_the_way_after_it() {
     let rig = Rig::new();
     hold_a_stray(&rig);
-    rig.state.as_ref().expect("is open").replica("fake").begin_mailbox(&"stray".into());
+    rig.state.as_ref().expect("is open").replica("fake").begin_mailbox(&"stray".into(), None);
     rig.store.change(|content| {
         make(content, "i", "user.a", 3);
         make(content, "mine", "user.a.kept", 1);
     });
     rig.sync();
     rig.assert_equal();
+}
+
+/// Nobody tells the engine anything, and yet both sides are equal before long.
+fn heals(rig: &Rig) {
+    assert_ne!(rig.differences(), Vec::<String>::new());
+    let deadline = Instant::now() + Duration::from_secs(8);
+    while !rig.differences().is_empty() && Instant::now() < deadline {
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    rig.assert_equal();
+}
+
+#[test]
+fn what_a_lost_session_still_does_behind_our_back_is_found() {
+    let rig = Rig::new();
+    rig.store.change(|content| make(content, "i", "user.a", 3));
+    rig.sync();
+    let old = rig.target.held.lock().expect("lock").mailboxes.clone();
+    rig.target.held.lock().expect("lock").lose_in = Some(0);
+    rig.store.change(|content| content.mailboxes.values_mut().for_each(append));
+    rig.sync();
+    rig.assert_equal();
+    // Now the server comes to what the first session had asked for.
+    rig.target.held.lock().expect("lock").mailboxes = old;
+    heals(&rig);
+}
+
+#[test]
+fn what_a_dead_life_still_does_behind_the_back_of_the_next_is_found() {
+    let mut rig = Rig::new();
+    rig.store.change(|content| {
+        make(content, "i", "user.a", 1);
+        make(content, "s", "shared.x", 1);
+    });
+    rig.sync();
+    let old = rig.target.held.lock().expect("lock").mailboxes.clone();
+    for lane in [Lane::User("a".into()), Lane::Shared("shared".into())] {
+        let replica = rig.state.as_ref().expect("is open").replica("fake");
+        replica.at_work(&postcard::to_stdvec(&lane).expect("packs")).expect("is written").keep();
+    }
+    rig.store.change(|content| content.mailboxes.retain(|_, mailbox| mailbox.head.name.owner().is_some()));
+    rig.engine.take().expect("runs").stop(Duration::from_secs(5));
+    rig.state = None;
+    rig.start();
+    rig.engine().scan();
+    rig.sync();
+    rig.assert_equal();
+    // The shared mailbox comes again, and nothing but its name from before tells where to look for it.
+    rig.target.held.lock().expect("lock").mailboxes = old;
+    heals(&rig);
 }
 
 #[test]

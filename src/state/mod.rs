@@ -4,13 +4,15 @@
 //!
 //! One redb database, `state.redb`. Writes are visible to readers at once (an overlay in memory) and durable within a
 //! quarter of a second or at `flush`. A receipt that was lost by a crash only makes its mailbox be compared again;
-//! that the mailbox is ours stands in `begun`, written before anything is sent.
+//! that the mailbox is ours stands in `begun`, and which lanes are at work in `at-work`, written before anything is sent.
 
+mod at_work;
 mod inspect;
 mod intents;
 mod receipt;
 mod store;
 
+pub use at_work::Slot;
 pub use inspect::{Counts, Entry, Report, StateFile};
 pub use receipt::{Lift, MailboxReceipt, UserReceipt};
 pub use store::{ReplicaState, State, StateError};

@@ -1,5 +1,6 @@
 //! The database behind the receipts.
 
+use super::at_work::{AtWork, Slot};
 use super::intents::Intents;
 use super::{MailboxReceipt, UserReceipt};
 use crate::model::{Annotation, MboxName, Memory, QuotaLimits, QuotaRoot, UniqueId, UserId};
@@ -57,6 +58,7 @@ struct Inner {
     db: Database,
     path: PathBuf,
     begun: Intents,
+    at_work: AtWork,
     buffer: Mutex<Buffer>,
     wake: Condvar,
 }
@@ -98,7 +100,8 @@ impl State {
         if fresh {
             begun.clear();
         }
-        let inner = Arc::new(Inner { db, path, begun, buffer: Mutex::default(), wake: Condvar::new() });
+        let at_work = AtWork::open(&dir.join("at-work"), fresh);
+        let inner = Arc::new(Inner { db, path, begun, at_work, buffer: Mutex::default(), wake: Condvar::new() });
         let own = inner.clone();
         let writer = std::thread::Builder::new().name("state".into()).spawn(move || own.write_behind()).ok();
         Ok(Self { inner, writer })
@@ -471,9 +474,39 @@ impl ReplicaState {
         self.write(Kind::Mailbox, id.as_bytes(), receipt);
     }
 
-    /// Said before a mailbox is made on the replica; known at once to whoever comes after us.
-    pub fn begin_mailbox(&self, id: &UniqueId) {
-        self.inner.begun.add(&self.key(Kind::Mailbox, id.as_bytes()));
+    /// Said before a mailbox is made on the replica, or taken away; known at once to whoever comes after us. The name of one
+    /// that cannot be found by its owner is remembered as well.
+    pub fn begin_mailbox(&self, id: &UniqueId, shared_name: Option<&MboxName>) {
+        self.inner.begun.add(&self.key(Kind::Mailbox, id.as_bytes()), shared_name);
+    }
+
+    /// Under which names mailboxes that cannot be found by their owner were begun.
+    pub fn begun_names(&self) -> Vec<MboxName> {
+        self.inner.begun.names()
+    }
+
+    /// Said before anything is sent for this lane; dropped when all of it was answered.
+    pub fn at_work(&self, lane: &[u8]) -> Option<Slot> {
+        let mut what = self.slot_prefix();
+        what.extend(lane);
+        self.inner.at_work.take(what)
+    }
+
+    /// Lanes that were at work when the one before us died, or that it was not sure of at its end.
+    pub fn left_at_work(&self) -> Vec<(Slot, Vec<u8>)> {
+        let prefix = self.slot_prefix();
+        let mut out = Vec::new();
+        for (slot, what) in self.inner.at_work.left() {
+            match what.strip_prefix(prefix.as_slice()) {
+                Some(lane) => out.push((slot, lane.to_vec())),
+                None => slot.keep(),
+            }
+        }
+        out
+    }
+
+    fn slot_prefix(&self) -> Vec<u8> {
+        blake3::hash(&self.name).as_bytes().to_vec()
     }
 
     /// We have a receipt of it, or had begun to bring it there.
@@ -668,7 +701,7 @@ mod tests {
             (state.replica("r").is_ours(&"a".into()), state.replica("other").is_ours(&"a".into()))
         };
         let state = State::open(dir.path(), "one").expect("opens");
-        state.replica("r").begin_mailbox(&"a".into());
+        state.replica("r").begin_mailbox(&"a".into(), None);
         for file in ["state.redb", "begun"] {
             std::fs::copy(dir.path().join(file), killed.path().join(file)).expect("copies");
         }
