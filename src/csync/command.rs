@@ -420,15 +420,28 @@ fn annotations_view(value: &Value, key: &str) -> Vec<Annotation> {
     out
 }
 
+/// Where a mailbox with others below it was deleted, 3.12 keeps a place holder without a uniqueid (`UNIQUEID NIL`). It gets
+/// one that tells it from all others, the same each time.
+fn id_of_nobody(name: &MboxName) -> UniqueId {
+    UniqueId::new(format!("nobody-{}", blake3::hash(name.as_bytes()).to_hex()))
+}
+
 pub(super) fn mailbox_view(value: &Value) -> Result<MailboxView, &'static str> {
     fn number<N: std::str::FromStr + Default>(value: &Value, key: &str) -> N {
         value.field(key).and_then(Value::as_number).unwrap_or_default()
     }
     let text = |key: &str| value.field(key).and_then(Value::as_text);
+    let name = MboxName::new(text("MBOXNAME").ok_or("MBOXNAME")?);
+    let mbtype = MboxType::parse(text("MBOXTYPE").unwrap_or_default());
+    let uniqueid = match text("UNIQUEID") {
+        Some(id) => UniqueId::new(id),
+        None if mbtype.is_intermediate() && value.field("UNIQUEID").is_some() => id_of_nobody(&name),
+        None => return Err("UNIQUEID"),
+    };
     let head = MailboxHead {
-        uniqueid: UniqueId::new(text("UNIQUEID").ok_or("UNIQUEID")?),
-        name: MboxName::new(text("MBOXNAME").ok_or("MBOXNAME")?),
-        mbtype: MboxType::parse(text("MBOXTYPE").unwrap_or_default()),
+        uniqueid,
+        name,
+        mbtype,
         partition: Partition::new(text("PARTITION").unwrap_or_default()),
         acl: text("ACL").unwrap_or_default().to_vec(),
         options: Options::from_letters(text("OPTIONS").unwrap_or_default()),
@@ -637,10 +650,28 @@ mod tests {
         assert_eq!((again.records, again.user_flags), (view.records, view.user_flags));
     }
 
+    /// As 3.12.3 said it after `user.u3` was deleted, with `user.u3.Archive` still there.
+    #[test]
+    fn a_place_holder_without_uniqueid_is_one_of_its_own() {
+        let said = |name: &str| {
+            let line = format!(
+                "MAILBOX %(UNIQUEID NIL MBOXNAME {name} MBOXTYPE ei SYNC_CRC 0 LAST_UID 0 HIGHESTMODSEQ 0 RECENTUID 0 \
+                 RECENTTIME 0 LAST_APPENDDATE 0 POP3_LAST_LOGIN 0 POP3_SHOW_AFTER 0 UIDVALIDITY 0 PARTITION NIL ACL NIL \
+                 OPTIONS \"\" CREATEDMODSEQ 0 FOLDERMODSEQ 0)"
+            );
+            let Untagged::Mailbox(view) = untagged(line.as_bytes()).expect("parses") else { panic!("not a mailbox") };
+            assert!(view.head.mbtype.is_intermediate() && view.head.name.as_bytes() == name.as_bytes());
+            view.head.uniqueid
+        };
+        assert_eq!(said("user.u3"), said("user.u3"));
+        assert_ne!(said("user.u3"), said("user.u4"));
+    }
+
     #[test]
     fn answers_without_what_they_must_have_are_refused() {
         for line in [
             b"MAILBOX %(UNIQUEID x)".as_slice(),
+            b"MAILBOX %(UNIQUEID NIL MBOXNAME user.u3 MBOXTYPE e LAST_UID 0)",
             b"MAILBOX (",
             b"SEEN %()",
             b"MAILBOX %(UNIQUEID x MBOXNAME y RECORD (%(UID 1)))",

@@ -235,6 +235,10 @@ impl LiveSpool {
         list.tombstones.remove(&name);
         match standing {
             Standing::Present | Standing::Placeholder => {
+                // What 3.12 leaves of a deleted mailbox with others below it: no identity, no files, nothing to replicate.
+                if standing == Standing::Placeholder && entry.uniqueid.is_empty() {
+                    return;
+                }
                 if entry.uniqueid.is_empty() {
                     match mailbox::uniqueid_of(&self.layout, &entry) {
                         Ok(id) => entry.uniqueid = id,
