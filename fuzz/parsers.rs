@@ -2,11 +2,12 @@
 //! targets call these, and so do the tests (`tests/formats/parsers.rs`), with seeds from the fixtures.
 
 use spooltap::csync::codec::Splitter;
+use spooltap::csync::sasl::{Identity, Login, Terms};
 use spooltap::csync::{command, intake, request};
 use spooltap::cyrus::imapd_conf::ImapdConf;
-use spooltap::cyrus::{annotations, db, header, index, mboxlist, quota, seen, subs};
+use spooltap::cyrus::{annotations, date, db, header, index, mboxlist, quota, seen, subs, sync_log};
 use spooltap::dlist::{self, Literals};
-use spooltap::model::UserId;
+use spooltap::model::{MessageGuid, UserId};
 
 /// Takes any bytes; panics where a promise is broken.
 pub type Check = fn(&[u8]);
@@ -22,6 +23,10 @@ pub const PARSERS: &[(&str, Check)] = &[
     ("codec", codec),
     ("mboxlist", mailbox_row),
     ("imapd_conf", conf),
+    ("values", values),
+    ("sync_log", log),
+    ("intake", requests),
+    ("sasl", login),
 ];
 
 pub fn twoskip(bytes: &[u8]) {
@@ -139,5 +144,88 @@ pub fn conf(bytes: &[u8]) {
         conf.path("configdirectory");
         conf.switch("virtdomains", false);
         assert!(conf.named("partition-").count() <= text.lines().count() * 64);
+    }
+}
+
+/// What stands in databases, each kind of value by itself, and dates in message headers.
+pub fn values(bytes: &[u8]) {
+    let at = bytes.iter().position(|byte| *byte == b'\n').unwrap_or(bytes.len());
+    let (key, value) = bytes.split_at(at);
+    let value = value.get(1..).unwrap_or_default();
+    let _ = annotations::parse_key(key);
+    if let Ok(Some((text, _))) = annotations::parse_value(value) {
+        assert!(text.len() <= value.len());
+    }
+    let _ = seen::parse_value(value);
+    let _ = quota::parse(value);
+    let _ = quota::parse_usage(value);
+    date::parse(value);
+}
+
+/// Lines of `sync/log`.
+pub fn log(bytes: &[u8]) {
+    for line in bytes.split(|byte| *byte == b'\n') {
+        let _ = sync_log::parse(line);
+    }
+}
+
+/// What a `sync_client` sends; the same requests and files however the bytes arrive, and no more memory than allowed.
+pub fn requests(bytes: &[u8]) {
+    #[derive(Debug, Default, PartialEq)]
+    struct Seen(Vec<(MessageGuid, u64, Vec<u8>, bool)>);
+    impl intake::Files for Seen {
+        fn begin(&mut self, guid: MessageGuid, size: u64) {
+            self.0.push((guid, size, Vec::new(), false));
+        }
+        fn data(&mut self, bytes: &[u8]) {
+            self.0.last_mut().expect("has begun").2.extend_from_slice(bytes);
+        }
+        fn end(&mut self) {
+            let last = self.0.last_mut().expect("has begun");
+            assert_eq!(last.1, last.2.len() as u64, "as many bytes as were announced");
+            last.3 = true;
+        }
+    }
+    const LIMIT: usize = 4096;
+    let read = |size: usize| {
+        let (mut intake, mut files, mut lines) = (intake::Intake::new(LIMIT), Seen::default(), Vec::new());
+        for piece in bytes.chunks(size) {
+            let mut rest = piece;
+            while !rest.is_empty() {
+                match intake.take(rest, &mut files) {
+                    Ok((count, line)) => {
+                        assert!(count > 0, "goes on");
+                        lines.extend(line);
+                        rest = &rest[count..];
+                    }
+                    Err(error) => return (lines, files, Some(error.to_string())),
+                }
+                assert!(intake.held() <= 4 * LIMIT, "{} bytes held", intake.held());
+            }
+        }
+        (lines, files, None)
+    };
+    let whole = read(usize::MAX);
+    assert_eq!(whole, read(7), "in pieces or at once: the same");
+    for line in &whole.0 {
+        let _ = request::parse(line);
+    }
+}
+
+/// A server's challenges, one in a line, to every mechanism.
+pub fn login(bytes: &[u8]) {
+    for mechanism in ["PLAIN", "LOGIN", "SCRAM-SHA-1", "SCRAM-SHA-256", "DIGEST-MD5", "CRAM-MD5"] {
+        let who = Identity { user: "user", password: "secret", realm: None, service: "csync", host: "host" };
+        let only = [];
+        let terms = Terms { clear: true, certificate: false, password: true, only: &only, nonce: [7; 16] };
+        let mut login = Login::start(&[mechanism.to_owned()], &who, &terms).expect("is known");
+        if login.command().is_err() {
+            continue;
+        }
+        for line in bytes.split(|byte| *byte == b'\n').take(8) {
+            if login.answer(line).is_err() {
+                break;
+            }
+        }
     }
 }

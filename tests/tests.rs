@@ -2,6 +2,9 @@
 
 mod util;
 
+#[global_allocator]
+static COUNTING: util::memory::Counting = util::memory::Counting;
+
 mod archive;
 mod capture;
 mod cli;

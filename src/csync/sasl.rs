@@ -80,6 +80,9 @@ const KNOWN: &[(&str, Kind)] = &[
     ("CRAM-MD5", Kind::Cram),
 ];
 
+/// Servers ask for thousands; a number without bound would keep us busy for hours.
+const MOST_ROUNDS: u64 = 1_000_000;
+
 enum Exchange {
     Rsasl(Box<Session>),
     Cram { user: String, password: Zeroizing<String> },
@@ -180,6 +183,16 @@ impl Login {
     fn step(&mut self, input: Option<&[u8]>) -> Result<String, SaslError> {
         let mut out = Zeroizing::new(Vec::new());
         let challenge = input.unwrap_or_default();
+        // rsasl 2.3.1 takes the first two bytes of every attribute without looking whether there are two.
+        if self.kind == Kind::Scram
+            && input.is_some()
+            && challenge.split(|byte| *byte == b',').any(|attribute| attribute.len() < 2)
+        {
+            return Err(self.fault("an attribute without a value"));
+        }
+        if self.kind == Kind::Scram && rounds(challenge) > MOST_ROUNDS {
+            return Err(self.fault(format!("the server wants more than {MOST_ROUNDS} rounds of hashing")));
+        }
         let result = match &mut self.exchange {
             Exchange::Rsasl(session) => match session.step(input, &mut *out) {
                 Ok(state) => Ok(matches!(state, State::Finished(_))),
@@ -194,6 +207,12 @@ impl Login {
         self.finished = result.map_err(|cause| self.fault(cause))?;
         Ok(STANDARD.encode(out.as_slice()))
     }
+}
+
+/// How often a SCRAM server wants the password hashed (`i=` of its first message); what is no number is not ours to judge.
+fn rounds(challenge: &[u8]) -> u64 {
+    let field = challenge.split(|byte| *byte == b',').find_map(|field| field.strip_prefix(b"i="));
+    field.and_then(|digits| std::str::from_utf8(digits).ok()?.parse().ok()).unwrap_or_default()
 }
 
 /// EXTERNAL: who we are is in the certificate.
@@ -267,5 +286,31 @@ mod tests {
         let mut login = start("SCRAM-SHA-1", &terms(false)).expect("starts");
         login.command().expect("first");
         assert!(login.accepted().is_err());
+    }
+
+    #[test]
+    fn a_server_cannot_keep_us_busy() {
+        let only = [];
+        let terms = Terms { clear: false, certificate: false, password: true, only: &only, nonce: [0; 16] };
+        let who = Identity { user: "u", password: "p", realm: None, service: "csync", host: "h" };
+        let mut login = Login::start(&["SCRAM-SHA-1".to_owned()], &who, &terms).expect("is known");
+        let first = login.command().expect("begins");
+        let first = STANDARD.decode(first.trim().rsplit(' ').next().expect("has data")).expect("is base64");
+        let nonce = String::from_utf8(first).expect("is text").rsplit_once("r=").expect("has a nonce").1.to_owned();
+        let challenge = STANDARD.encode(format!("r={nonce}x,s=c2FsdA==,i=4294967295"));
+        let error = login.answer(challenge.as_bytes()).expect_err("too many");
+        assert!(error.to_string().contains("rounds of hashing"), "{error}");
+    }
+
+    #[test]
+    fn attributes_without_a_value_are_an_error() {
+        for challenge in ["", ",", "r", "r=x,", "r=x,s", "r=x,s=y,", "v", "e"] {
+            let only = [];
+            let terms = Terms { clear: false, certificate: false, password: true, only: &only, nonce: [0; 16] };
+            let who = Identity { user: "u", password: "p", realm: None, service: "csync", host: "h" };
+            let mut login = Login::start(&["SCRAM-SHA-256".to_owned()], &who, &terms).expect("is known");
+            login.command().expect("begins");
+            assert!(login.answer(STANDARD.encode(challenge).as_bytes()).is_err(), "{challenge}");
+        }
     }
 }

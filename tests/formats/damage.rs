@@ -1,8 +1,11 @@
 //! Files of real servers, cut and changed at every kind of place: an error or the right value, and never a panic.
 
 use super::store;
+use crate::util::{Rng, memory};
 use proptest::prelude::*;
+use spooltap::cyrus::imapd_conf::ImapdConf;
 use spooltap::cyrus::{db, header, index, mboxlist};
+use std::collections::BTreeMap;
 use std::sync::OnceLock;
 
 struct Sample {
@@ -90,6 +93,97 @@ fn every_truncation_is_an_error_or_an_earlier_state() {
                 Err(error) => assert!(!error.is_empty()),
             }
         }
+    }
+}
+
+/// Reads as the program does.
+fn read(path: &str, bytes: &[u8]) -> bool {
+    if path.ends_with("cyrus.index") {
+        let header = index::parse_header(bytes);
+        return header.and_then(|header| index::parse_records(&header, bytes)).is_ok();
+    }
+    if path.ends_with("cyrus.header") {
+        return header::parse(bytes).is_ok();
+    }
+    if path.ends_with("imapd.conf") {
+        return ImapdConf::parse(&String::from_utf8_lossy(bytes), &mut |_| Ok(String::new())).is_ok();
+    }
+    db::parse(bytes).is_ok()
+}
+
+/// Corruptions of each format in an ordinary run; `SPOOLTAP_CORRUPTIONS=100000` for all.
+const CORRUPTIONS: usize = 3000;
+
+/// Rows, nodes and flag names have a size of their own, however short what they hold.
+const EACH_FILE: usize = 8192;
+
+/// A file of every format of every release, as large as there is below that.
+fn one_of_each() -> BTreeMap<String, Vec<Sample>> {
+    let mut kinds: BTreeMap<String, Vec<Sample>> = BTreeMap::new();
+    store::each(|store| {
+        let mut largest: BTreeMap<String, (&String, &Vec<u8>)> = BTreeMap::new();
+        for (path, bytes) in store.files.iter().filter(|(_, bytes)| (1..200_000).contains(&bytes.len())) {
+            let name = path.rsplit('/').next().unwrap_or_default();
+            let kind = match name {
+                "cyrus.index" => index::parse_header(bytes)
+                    .map_or("cyrus.index".to_owned(), |header| format!("cyrus.index {}", header.minor_version)),
+                "cyrus.header" | "imapd.conf" => name.to_owned(),
+                _ if path.contains("/quota/") => "quota".to_owned(),
+                _ if name.ends_with(".db") || name.ends_with(".seen") || name.ends_with(".sub") => {
+                    format!("{:?}", db::sniff(bytes))
+                }
+                _ => continue,
+            };
+            let best = largest.entry(kind).or_insert((path, bytes));
+            if best.1.len() < bytes.len() {
+                *best = (path, bytes);
+            }
+        }
+        for (kind, (path, bytes)) in largest {
+            kinds
+                .entry(kind)
+                .or_default()
+                .push(Sample { path: format!("{} {path}", store.name), bytes: bytes.clone() });
+        }
+    });
+    kinds
+}
+
+#[test]
+fn damage_takes_no_memory() {
+    let wanted = std::env::var("SPOOLTAP_CORRUPTIONS").ok().and_then(|count| count.parse().ok());
+    let each = wanted.unwrap_or(CORRUPTIONS);
+    let kinds = one_of_each();
+    for kind in ["Twoskip", "Skiplist", "Flat", "cyrus.header", "cyrus.index 10", "cyrus.index 12", "cyrus.index 13"] {
+        assert!(kinds.contains_key(kind), "no {kind} among {:?}", kinds.keys());
+    }
+    let mut rng = Rng::new(11);
+    for (kind, samples) in &kinds {
+        let (mut good, mut most) = (0, 0.0_f64);
+        for number in 0..each {
+            let sample = &samples[number % samples.len()];
+            let mut bytes = sample.bytes.clone();
+            for _ in 0..1 + rng.below(4) {
+                // Headers decide the most, and are small.
+                let reach = if rng.below(2) == 0 { bytes.len() } else { bytes.len().min(200) };
+                let at = rng.below(reach);
+                match rng.below(5) {
+                    0 => bytes[at] = rng.below(256) as u8,
+                    1 => bytes[at] ^= 1 << rng.below(8),
+                    2 => bytes[at..].iter_mut().take(4).for_each(|byte| *byte = 0xff),
+                    3 => bytes[at..].iter_mut().take(8).for_each(|byte| *byte = 0),
+                    _ => bytes.truncate(at.max(1)),
+                }
+            }
+            let (read, taken) = memory::peak(|| read(&sample.path, &bytes));
+            good += usize::from(read);
+            most = most.max(taken.saturating_sub(EACH_FILE) as f64 / bytes.len() as f64);
+            assert!(taken <= 2 * bytes.len() + EACH_FILE, "{}: {taken} for {} bytes", sample.path, bytes.len());
+        }
+        println!(
+            "{kind}: {each} corruptions of {} files, {good} readable, at most {most:.2} of the file",
+            samples.len()
+        );
     }
 }
 

@@ -7,6 +7,8 @@ mod fuzz;
 
 use super::store;
 use crate::util::Rng;
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD as BASE64;
 use spooltap::csync::codec::Splitter;
 use spooltap::cyrus::db;
 use std::collections::BTreeMap;
@@ -64,6 +66,15 @@ fn seeds() -> Seeds {
                 seeds.add("dlist", value);
             }
         }
+        // The values of small databases: quota roots, seen states, annotations of 2.3 and of 3.6.
+        for (path, bytes) in &store.files {
+            let holds_values = path.ends_with(".seen") || path.contains("/quota/") || path.ends_with("annotations.db");
+            if holds_values && let Ok(map) = db::parse(bytes) {
+                for (key, value) in map.iter().take(1) {
+                    seeds.add("values", &[&key[..], b"\n", value].concat());
+                }
+            }
+        }
     });
     for entry in std::fs::read_dir(fixtures.join("csync")).expect("fixtures") {
         let path = entry.expect("an entry").path();
@@ -79,6 +90,21 @@ fn seeds() -> Seeds {
             }
             seeds.add("codec", &bytes[..bytes.len().min(MOST_BYTES)]);
         }
+        if path.extension().is_some_and(|kind| kind == "c2s") {
+            let bytes = std::fs::read(&path).expect("a file");
+            seeds.add("intake", &bytes[..bytes.len().min(MOST_BYTES)]);
+        }
+    }
+    // As cyrus-imapd's sync_log.c writes them, and the challenges of RFC 5802, RFC 2831 and RFC 2195.
+    seeds
+        .add("sync_log", b"USER u1\nMAILBOX {3+}\r\na b\nSEEN u1 user.u2\nRENAME a \"b c\"\nAPPEND user.u1\nMETA u1\n");
+    for challenge in [
+        "r=fyko+d2lbbFgONRv9qkxdawL3rfcNHYJY1ZVvWVs7j,s=QSXCR+Q6sek8bf92,i=4096\nv=rmF9pqV8S7suAoZWja4dJRkFsKQ=",
+        "realm=\"elwood.innosoft.com\",nonce=\"OA6MG9tEQGm2hh\",qop=\"auth\",algorithm=md5-sess,charset=utf-8",
+        "<1896.697170952@postoffice.reston.mci.net>",
+    ] {
+        let lines: Vec<String> = challenge.lines().map(|line| BASE64.encode(line)).collect();
+        seeds.add("sasl", lines.join("\n").as_bytes());
     }
     for entry in walkdir::WalkDir::new(fixtures.join("replays")) {
         let entry = entry.expect("an entry");

@@ -12,6 +12,7 @@ pub mod diff;
 pub mod evidence;
 pub mod gate;
 pub mod imap;
+pub mod memory;
 pub mod names;
 pub mod process;
 pub mod rng;
