@@ -350,7 +350,7 @@ fn what_only_the_replica_has_is_left_alone() {
         make(content, "other", "user.a.other", 1);
     });
     rig.notice(DirtyKey::MailboxList);
-    rig.engine().settle(2, Some(Duration::from_secs(5)));
+    rig.engine().settle(2, Some(Duration::from_secs(20)));
     let stats = rig.engine().stats();
     assert!(stats[0].queue.failed.iter().any(|failure| failure.quarantined && failure.reason.contains("taken")));
     assert!(rig.target.held.lock().expect("lock").mailboxes.contains_key(&MboxName::from("user.a.other")));
@@ -367,11 +367,11 @@ fn one_bad_mailbox_stops_nobody() {
         make(content, "j", "user.b", 1);
     });
     rig.notice(DirtyKey::MailboxList);
-    rig.engine().settle(2, Some(Duration::from_secs(5)));
+    rig.engine().settle(2, Some(Duration::from_secs(20)));
     assert_eq!(rig.target.held.lock().expect("lock").mailboxes.len(), 3);
     rig.target.held.lock().expect("lock").refuse.clear();
     std::thread::sleep(Duration::from_millis(20));
-    assert!(rig.engine().settle(1, Some(Duration::from_secs(5))));
+    assert!(rig.engine().settle(1, Some(Duration::from_secs(20))));
     rig.assert_equal();
 }
 
@@ -386,7 +386,7 @@ fn a_mass_removal_trips_the_fuse() {
     rig.store
         .change(|content| (0..90).for_each(|n| drop(content.mailboxes.remove(&UniqueId::from(&*format!("m{n}"))))));
     rig.notice(DirtyKey::MailboxList);
-    rig.engine().settle(1, Some(Duration::from_secs(1)));
+    rig.engine().settle(1, Some(Duration::from_secs(20)));
     let left = rig.target.held.lock().expect("lock").mailboxes.len();
     assert!((150..=152).contains(&left), "{left} mailboxes are left");
     assert!(rig.engine().stats()[0].queue.failed.iter().all(|failure| failure.reason.contains("spooltap allow")));
@@ -408,7 +408,7 @@ fn a_small_list_that_is_another_one_removes_nothing() {
         (0..15).for_each(|n| make(content, &format!("n{n}"), &format!("user.b{n}"), 1));
     });
     rig.notice(DirtyKey::MailboxList);
-    rig.engine().settle(1, Some(Duration::from_secs(2)));
+    rig.engine().settle(1, Some(Duration::from_secs(20)));
     let left = rig
         .target
         .held
