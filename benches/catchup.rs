@@ -8,16 +8,14 @@ mod shared;
 mod util;
 
 use anyhow::{Context, ensure};
-use shared::{Bench, LargeStore, done, report, timed};
+use shared::{Bench, Pushed, report, timed};
 use spooltap::engine;
 use spooltap::model::MailStore;
-use spooltap::spool::open_store;
-use spooltap::state::{ReplicaState, State};
+use spooltap::state::ReplicaState;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
-use util::Spooltap;
 
 const BENCHES: &[Bench] = &[
     ("nothing", "catch-up with nothing changed", nothing),
@@ -28,46 +26,6 @@ const ROUNDS: usize = 7;
 
 fn main() -> anyhow::Result<()> {
     shared::run(BENCHES)
-}
-
-/// A store of which an archive has everything; archive and state lie beside it, and are kept with it.
-struct Pushed {
-    store: LargeStore,
-    url: String,
-    state: PathBuf,
-}
-
-impl Pushed {
-    fn make() -> anyhow::Result<Self> {
-        let (took, store) = timed(LargeStore::make)?;
-        println!("  a store of {} mailboxes: {:.1} s", store.mailboxes, took.as_secs_f64());
-        let beside = |what: &str| store.base.with_extension(what);
-        let (url, state) = (format!("file://{}", beside("archive").display()), beside("state"));
-        if !beside("pushed").exists() {
-            let (took, output) = timed(|| Spooltap::once(&store.conf, &url, &state, &["push", "-A"]))?;
-            done("push -A", &output)?;
-            println!("  its first push into an archive: {:.1} s", took.as_secs_f64());
-            fs::write(beside("pushed"), "")?;
-        }
-        store.warm()?;
-        Ok(Self { store, url, state })
-    }
-
-    fn spooltap(&self, arguments: &[&str]) -> anyhow::Result<(Duration, String)> {
-        let (took, output) = timed(|| Spooltap::once(&self.store.conf, &self.url, &self.state, arguments))?;
-        // A scan that finds something ends with another code.
-        if arguments != ["scan"] {
-            done(&arguments.join(" "), &output)?;
-        }
-        Ok((took, String::from_utf8_lossy(&output.stdout).into_owned()))
-    }
-
-    fn open(&self) -> anyhow::Result<(spooltap::spool::LiveSpool, State)> {
-        let store = open_store(&self.store.conf)?;
-        let state = State::open(&self.state, &store.identity()?)?;
-        store.remember_in(state.memory());
-        Ok((store, state))
-    }
 }
 
 /// The peer: every entry, and all of stat.

@@ -1,11 +1,15 @@
 //! A store of any number of mailboxes, made of copies of one small real one. No Cyrus is needed to make or to read it.
 
-use super::size;
-use crate::util;
+use super::{done, size, timed};
+use crate::util::{self, Spooltap};
 use anyhow::Context;
+use spooltap::model::MailStore;
+use spooltap::spool::{LiveSpool, open_store};
+use spooltap::state::State;
 use std::fs;
 use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
+use std::time::Duration;
 
 /// Mailboxes of one user, INBOX included.
 const PER_USER: usize = 20;
@@ -114,6 +118,47 @@ impl LargeStore {
             }
         }
         Ok(())
+    }
+}
+
+/// A store of which an archive has everything; archive and state lie beside it, and are kept with it.
+pub struct Pushed {
+    pub store: LargeStore,
+    pub url: String,
+    pub state: PathBuf,
+}
+
+impl Pushed {
+    pub fn make() -> anyhow::Result<Self> {
+        let (took, store) = timed(LargeStore::make)?;
+        println!("  a store of {} mailboxes: {:.1} s", store.mailboxes, took.as_secs_f64());
+        let beside = |what: &str| store.base.with_extension(what);
+        let (url, state) = (format!("file://{}", beside("archive").display()), beside("state"));
+        if !beside("pushed").exists() {
+            let (took, output) = timed(|| Spooltap::once(&store.conf, &url, &state, &["push", "-A"]))?;
+            done("push -A", &output)?;
+            println!("  its first push into an archive: {:.1} s", took.as_secs_f64());
+            fs::write(beside("pushed"), "")?;
+        }
+        store.warm()?;
+        Ok(Self { store, url, state })
+    }
+
+    /// Runs a command with this store, archive and state.
+    pub fn spooltap(&self, arguments: &[&str]) -> anyhow::Result<(Duration, String)> {
+        let (took, output) = timed(|| Spooltap::once(&self.store.conf, &self.url, &self.state, arguments))?;
+        // A scan that finds something ends with another code.
+        if arguments != ["scan"] {
+            done(&arguments.join(" "), &output)?;
+        }
+        Ok((took, String::from_utf8_lossy(&output.stdout).into_owned()))
+    }
+
+    pub fn open(&self) -> anyhow::Result<(LiveSpool, State)> {
+        let store = open_store(&self.store.conf)?;
+        let state = State::open(&self.state, &store.identity()?)?;
+        store.remember_in(state.memory());
+        Ok((store, state))
     }
 }
 

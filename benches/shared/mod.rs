@@ -5,7 +5,7 @@
 
 pub mod large;
 
-pub use large::LargeStore;
+pub use large::{LargeStore, Pushed};
 
 use anyhow::ensure;
 use std::process::Output;

@@ -27,7 +27,7 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
 use tempfile::TempDir;
 
-const PROGRAMS: &str = "/usr/lib/cyrus/bin";
+pub const PROGRAMS: &str = "/usr/lib/cyrus/bin";
 const IMAP: u16 = 1143;
 const CSYNC: u16 = 2005;
 const SIEVE: u16 = 4190;
@@ -417,7 +417,8 @@ fn user_name() -> String {
     user().or_else(own).map_or_else(|| "cyrus".into(), |user| user.name)
 }
 
-fn as_cyrus(command: &mut Command) -> &mut Command {
+/// To be run as the user of Cyrus.
+pub fn as_cyrus(command: &mut Command) -> &mut Command {
     // INTERNALDATE is shown in the zone of the server.
     command.env("TZ", "UTC");
     match user() {
