@@ -36,7 +36,7 @@ pub(super) fn meta(objects: &Objects, user: &UserId, texts: bool) -> Result<User
     let mut sieve = BTreeMap::new();
     for (name, StoredScript { guid, last_update }) in stored.sieve {
         let content = if texts { bodies::script(objects, &guid)? } else { Vec::new() };
-        sieve.insert(name, SieveScript { guid, last_update, content });
+        sieve.insert(name, SieveScript { guid, last_update, content, compiled: Vec::new() });
     }
     Ok(UserMeta {
         subs: stored.subscribed,

@@ -100,7 +100,7 @@ impl Writer {
             Step::RemoveServerAnnotation { entry, userid } => accounts::change_annotations(objects, |all| {
                 all.retain(|old| old.entry != *entry || old.userid != *userid);
             }),
-            Step::SievePut { user, name, last_update, content } => {
+            Step::SievePut { user, name, last_update, content, .. } => {
                 let guid = bodies::put_script(objects, content)?;
                 accounts::change_user(objects, user, |stored| {
                     stored.sieve.insert(name.clone(), StoredScript { guid, last_update: *last_update });

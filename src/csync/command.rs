@@ -5,7 +5,7 @@ use super::Dialect;
 use crate::dlist::{Literals, Parser, Value, encode_text};
 use crate::model::{
     Annotation, FlagName, MailboxHead, MailboxUpdate, MailboxView, MboxName, MboxType, MessageGuid, ModSeq, Options,
-    Partition, QuotaLimits, QuotaResource, QuotaRoot, Record, SeenState, SieveName, SystemFlags, Uid, UniqueId, UserId,
+    Partition, QuotaLimits, QuotaResource, QuotaRoot, Record, SeenState, SystemFlags, Uid, UniqueId, UserId,
 };
 use std::collections::BTreeMap;
 use std::io::Write;
@@ -170,10 +170,10 @@ pub fn seen(user: &UserId, uniqueid: &UniqueId, seen: &SeenState) -> Vec<u8> {
 }
 
 /// `APPLY SIEVE`; the content always as a literal, because 2.4 stores nothing else.
-pub fn sieve(user: &UserId, name: &SieveName, last_update: i64, content: &[u8]) -> Vec<u8> {
-    let file = [name.as_bytes(), b".script"].concat();
+/// The file name with its suffix.
+pub fn sieve(user: &UserId, file: &[u8], last_update: i64, content: &[u8]) -> Vec<u8> {
     let mut request = Request::new("APPLY SIEVE %(");
-    request.field("USERID", user.as_bytes()).field("FILENAME", &file).time("LAST_UPDATE", last_update);
+    request.field("USERID", user.as_bytes()).field("FILENAME", file).time("LAST_UPDATE", last_update);
     request.raw(" CONTENT {").number(content.len()).raw("+}\r\n");
     request.0.extend_from_slice(content);
     request.raw(")").end()
@@ -601,7 +601,7 @@ mod tests {
             "APPLY RESERVE %(PARTITION default MBOXNAME (user.alice) GUID (82dbaed68fa9c05a45c365689fba3fb7f32f823a))\r\n"
         );
         assert_eq!(
-            text(sieve(&"alice".into(), &"main".into(), 1_583_056_800, b"keep;\n")),
+            text(sieve(&"alice".into(), b"main.script", 1_583_056_800, b"keep;\n")),
             "APPLY SIEVE %(USERID alice FILENAME main.script LAST_UPDATE 1583056800 CONTENT {6+}\r\nkeep;\n)\r\n"
         );
         let mut limits = QuotaLimits { modseq: 8, ..QuotaLimits::default() };

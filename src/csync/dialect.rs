@@ -1,6 +1,6 @@
 //! What each release of `sync_server` takes. One row per generation; nothing else asks for a version.
 
-use crate::model::{AnnotCrc, Capabilities};
+use crate::model::{AnnotCrc, Capabilities, UserId};
 
 /// Releases that behave alike.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -44,6 +44,10 @@ pub struct Dialect {
     pub uniqueids: bool,
     /// After a request it cannot parse it finds the beginning of the next one; others take the rest of a file for commands.
     pub skips_what_it_cannot_parse: bool,
+    /// Makes the bytecode of a script itself; else it comes with the script.
+    pub compiles_sieve: bool,
+    /// Its own user ids have `^` for a dot, as its imapd calls the users' files (`jane^doe.sub`).
+    pub carets: bool,
     /// Sieve scripts live in a mailbox below INBOX, whatever the commands are that bring them.
     pub sieve_in_mailbox: bool,
 }
@@ -63,6 +67,8 @@ const fn row(generation: Generation) -> Dialect {
         max_literal: 131_072,
         uniqueids: true,
         skips_what_it_cannot_parse: true,
+        compiles_sieve: true,
+        carets: false,
         sieve_in_mailbox: true,
     }
 }
@@ -90,6 +96,11 @@ const fn oldest(generation: Generation) -> Dialect {
     }
 }
 
+/// What 2.4 and 2.5 have in common.
+const fn two(generation: Generation) -> Dialect {
+    Dialect { compiles_sieve: false, carets: true, mbtypes: "acn", ..oldest(generation) }
+}
+
 const ROWS: [Dialect; 10] = [
     Dialect {
         annot_crc: AnnotCrc::None,
@@ -97,9 +108,9 @@ const ROWS: [Dialect; 10] = [
         unlimited: u64::MAX,
         unannotation: false,
         mbtypes: "",
-        ..oldest(Generation::V24)
+        ..two(Generation::V24)
     },
-    Dialect { mbtypes: "acn", ..oldest(Generation::V25) },
+    two(Generation::V25),
     Dialect { mbtypes: "acbn", ..oldest(Generation::V30) },
     old(Generation::V32),
     // 3.4.8 and later read no longer value.
@@ -117,6 +128,16 @@ impl Dialect {
         ROWS.into_iter().find(|row| row.generation == generation).unwrap_or(row(generation))
     }
 
+    /// A user as this generation calls him.
+    pub fn user_there(&self, user: &UserId) -> UserId {
+        if self.carets { swap(user, b'.', b'^') } else { user.clone() }
+    }
+
+    /// A user as everybody else calls him.
+    pub fn user_here(&self, user: &UserId) -> UserId {
+        if self.carets { swap(user, b'^', b'.') } else { user.clone() }
+    }
+
     /// What the engine may ask of such a replica; `sieve_mailboxes` was agreed on in this session.
     pub fn capabilities(&self, sieve_mailboxes: bool) -> Capabilities {
         Capabilities {
@@ -129,6 +150,14 @@ impl Dialect {
             quota_resources: self.generation >= Generation::V25,
         }
     }
+}
+
+/// One letter for another, the domain left out.
+fn swap(user: &UserId, from: u8, to: u8) -> UserId {
+    let mut bytes = user.as_bytes().to_vec();
+    let local = bytes.iter().position(|&byte| byte == b'@').unwrap_or(bytes.len());
+    bytes.iter_mut().take(local).filter(|byte| **byte == from).for_each(|byte| *byte = to);
+    bytes.into()
 }
 
 /// The generation out of a banner's last line, where it names a version: `… Cyrus sync server 3.6.1-Debian…`.
@@ -188,6 +217,8 @@ mod tests {
             let row = Dialect::of(generation);
             let number = format!("{generation:?}").replacen('V', "", 1);
             assert_eq!(version.replace('.', "").get(..number.len()), Some(&*number));
+            let two = generation <= Generation::V25;
+            assert_eq!([row.carets, !row.compiles_sieve], [two; 2], "{version}");
             let new = generation >= Generation::V32;
             assert_eq!([row.since, row.savedate, row.intermediates, row.uniqueids], [new; 4], "{version}");
             assert!(!row.mbtypes.contains(['r', 'm', 'z', 'd']), "{version}");

@@ -439,6 +439,7 @@ pub fn diff_meta(
                     name: name.clone(),
                     last_update: script.last_update,
                     content: script.content.clone(),
+                    compiled: script.compiled.clone(),
                 });
             }
         }
@@ -486,7 +487,9 @@ pub fn confirmed_meta(mine: &UserMeta, theirs: &UserMeta, parts: &BTreeSet<UserP
     }
     if parts.contains(&UserPart::Sieve) {
         out.sieve = mine.sieve.clone();
-        out.sieve.values_mut().for_each(|script| script.content = Vec::new());
+        for script in out.sieve.values_mut() {
+            (script.content, script.compiled) = (Vec::new(), Vec::new());
+        }
         out.active = mine.active.clone();
     }
     if parts.contains(&UserPart::Seen) {

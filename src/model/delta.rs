@@ -97,6 +97,8 @@ pub enum Step {
         name: SieveName,
         last_update: i64,
         content: Vec<u8>,
+        /// The bytecode that the source has of it, if any.
+        compiled: Vec<u8>,
     },
     SieveRemove {
         user: UserId,

@@ -25,6 +25,9 @@ pub struct SieveScript {
     pub last_update: i64,
     /// The text; empty in a replica's view, which knows only the GUID.
     pub content: Vec<u8>,
+    /// The bytecode beside it, for a replica that does not compile; empty where there is none.
+    #[serde(skip)]
+    pub compiled: Vec<u8>,
 }
 
 /// A user's data outside mailboxes, on either side.

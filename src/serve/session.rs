@@ -179,7 +179,7 @@ impl Session {
             // What a script compiles to is the replica's own affair.
             Request::Sieve { file, .. } | Request::Unsieve { file, .. } if file.ends_with(b".bc") => return Ok(()),
             Request::Sieve { user, file, last_update, content } => {
-                Step::SievePut { user, name: script_name(&file)?, last_update, content }
+                Step::SievePut { user, name: script_name(&file)?, last_update, content, compiled: Vec::new() }
             }
             Request::Unsieve { user, file } => Step::SieveRemove { user, name: script_name(&file)? },
             Request::ActivateSieve { user, file } => {

@@ -66,8 +66,11 @@ pub(super) fn user_meta(places: &Places, user: &UserId) -> Result<UserMeta, Stor
             let entry = entry.map_err(|error| io_error(dir, &error))?;
             let file = entry.file_name();
             if let Some(name) = sieve::script_name(file.as_bytes())
-                && let Some(script) = read_script(&entry.path())?
+                && let Some(mut script) = read_script(&entry.path())?
             {
+                // Bytes for a replica of the same age; nobody here looks into them.
+                let compiled = read_script(&entry.path().with_extension("bc"))?;
+                script.compiled = compiled.map(|compiled| compiled.content).unwrap_or_default();
                 meta.sieve.insert(name, script);
             }
         }
@@ -95,7 +98,7 @@ fn read_script(path: &Path) -> Result<Option<SieveScript>, StoreError> {
     }
     let content = read::read_whole(&file, path)?;
     let guid = MessageGuid(Sha1::digest(&content).into());
-    Ok(Some(SieveScript { guid, last_update: meta.mtime(), content }))
+    Ok(Some(SieveScript { guid, last_update: meta.mtime(), content, compiled: Vec::new() }))
 }
 
 /// `flags` says what of the seen database is told as flags of messages.

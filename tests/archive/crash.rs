@@ -111,7 +111,13 @@ fn life() -> (Vec<Step>, Bodies) {
     steps.extend([
         Step::Subscribe { user: user.clone(), name: "user.u1.Work".into() },
         Step::Seen { user: "u2".into(), uniqueid: "id-1".into(), seen },
-        Step::SievePut { user: user.clone(), name: name.clone(), last_update: 5, content: b"keep;".to_vec() },
+        Step::SievePut {
+            user: user.clone(),
+            name: name.clone(),
+            last_update: 5,
+            content: b"keep;".to_vec(),
+            compiled: Vec::new(),
+        },
         Step::SieveActivate { user: user.clone(), name: name.clone() },
         Step::Quota { root: "user.u1".into(), limits: limits.clone() },
         Step::Quota { root: "user.u2".into(), limits },

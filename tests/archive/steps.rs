@@ -257,7 +257,8 @@ fn sessions_work_side_by_side() {
                     session.apply(&source.step(None), &source.bodies).expect("applies");
                     let name = SieveName::from(format!("s{n}").as_str());
                     let text = format!("keep; # {n}").into_bytes();
-                    let put = Step::SievePut { user: "u0".into(), name, last_update: 1, content: text };
+                    let put =
+                        Step::SievePut { user: "u0".into(), name, last_update: 1, content: text, compiled: Vec::new() };
                     session.apply(&put, &source.bodies).expect("applies");
                 }
             });

@@ -260,6 +260,7 @@ mod tests {
             name: name.into(),
             last_update: 0,
             content: vec![b' '; size],
+            compiled: Vec::new(),
         };
         check("no script name", new, put("../x", 1));
         check("more than a server", new, put("x", 131_073));

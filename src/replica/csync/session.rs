@@ -343,6 +343,10 @@ impl Session {
             match line {
                 Untagged::Mailbox(mut view) => {
                     self.learn(&mut view);
+                    let records = view.records.iter_mut().flatten().flat_map(|record| &mut record.annotations);
+                    for annotation in records.chain(&mut view.annotations) {
+                        annotation.userid = self.dialect.user_here(&annotation.userid);
+                    }
                     account.mailboxes.push(*view);
                 }
                 Untagged::Quota(root, limits) => drop(account.quotas.insert(root, limits)),
@@ -351,7 +355,7 @@ impl Session {
                 Untagged::Sieve { file, last_update, guid, active } => {
                     let script = file.strip_suffix(b".script");
                     if let Some(name) = script.map(SieveName::new) {
-                        let script = SieveScript { guid, last_update, content: Vec::new() };
+                        let script = SieveScript { guid, last_update, ..SieveScript::default() };
                         account.meta.sieve.insert(name, script);
                     }
                     if active {

@@ -49,7 +49,9 @@ impl Session {
         last_update: i64,
         content: &[u8],
     ) -> Result<(), ReplicaError> {
-        let put = |session: &mut Self, content: &[u8]| session.line(&command::sieve(user, name, last_update, content));
+        let put = |session: &mut Self, content: &[u8]| {
+            session.line(&command::sieve(user, &script_file(name), last_update, content))
+        };
         let mut before = None;
         let mut active = false;
         if self.dialect.sieve_replace {
@@ -78,6 +80,20 @@ impl Session {
             Err(error) => return Err(error),
         }
         if active { self.sieve_activate(user, name) } else { Ok(()) }
+    }
+
+    /// Up to 2.5 a script is a file like any other, and its bytecode another: nothing over there compiles it.
+    pub(super) fn sieve_put_compiled(
+        &mut self,
+        user: &UserId,
+        name: &SieveName,
+        last_update: i64,
+        compiled: &[u8],
+    ) -> Result<(), ReplicaError> {
+        if self.dialect.compiles_sieve || compiled.is_empty() {
+            return Ok(());
+        }
+        self.line(&command::sieve(user, &bytecode_file(name), last_update, compiled))
     }
 
     pub(super) fn sieve_remove(&mut self, user: &UserId, name: &SieveName) -> Result<(), ReplicaError> {

@@ -3,7 +3,7 @@
 use super::guard;
 use super::session::{Session, There};
 use super::update::cannot_be_made;
-use crate::csync::command;
+use crate::csync::{Dialect, command};
 use crate::model::{
     AccountView, Annotation, BodySource, MailboxView, MboxName, Partition, QuotaLimits, QuotaRoot, Replica,
     ReplicaError, Step, Uid, UniqueId, UserId,
@@ -93,6 +93,44 @@ impl Session {
     }
 }
 
+/// A step with every user under the name that the server has for him.
+fn with_users_of(dialect: &Dialect, step: &Step) -> Step {
+    let mut step = step.clone();
+    match &mut step {
+        Step::Subscribe { user, .. }
+        | Step::Unsubscribe { user, .. }
+        | Step::Seen { user, .. }
+        | Step::SievePut { user, .. }
+        | Step::SieveRemove { user, .. }
+        | Step::SieveActivate { user, .. }
+        | Step::SieveDeactivate { user }
+        | Step::ServerAnnotation(Annotation { userid: user, .. })
+        | Step::RemoveServerAnnotation { userid: user, .. } => *user = dialect.user_there(user),
+        Step::Mailbox(update) => {
+            let all = update.records.iter_mut().flat_map(|record| &mut record.annotations);
+            let mut other = false;
+            for annotation in all {
+                let user = dialect.user_there(&annotation.userid);
+                other |= user != annotation.userid;
+                annotation.userid = user;
+            }
+            if other {
+                // The sum is over the names as well: the server would find another one.
+                update.crcs.annot = 0;
+            }
+            for annotation in &mut update.annotations {
+                annotation.userid = dialect.user_there(&annotation.userid);
+            }
+        }
+        Step::Rename { .. }
+        | Step::Remove { .. }
+        | Step::Expunge { .. }
+        | Step::Quota { .. }
+        | Step::Unquota { .. } => {}
+    }
+    step
+}
+
 fn other_id(name: &MboxName, there: &There, uniqueid: &UniqueId) -> ReplicaError {
     ReplicaError::Moved(format!("{name} has uniqueid {} there, not {uniqueid}", there.uniqueid))
 }
@@ -100,13 +138,14 @@ fn other_id(name: &MboxName, there: &There, uniqueid: &UniqueId) -> ReplicaError
 impl Replica for Session {
     fn view_user(&mut self, user: &UserId) -> Result<AccountView, ReplicaError> {
         self.known(|known| known.mailboxes.retain(|name, _| name.owner().as_ref() != Some(user)));
-        let mut account = self.account(&command::get("USER", user.as_bytes()))?;
+        let there = self.dialect.user_there(user);
+        let mut account = self.account(&command::get("USER", there.as_bytes()))?;
         if account.mailboxes.iter().all(|view| view.head.mbtype.is_intermediate()) {
             // 3.4 and later leave the rest out for a user without a mailbox.
-            account.meta = self.account(&command::get("META", user.as_bytes()))?.meta;
+            account.meta = self.account(&command::get("META", there.as_bytes()))?.meta;
         }
         self.known(|known| known.users.insert(user.clone()));
-        self.complete_sieve(user, &mut account.meta)?;
+        self.complete_sieve(&there, &mut account.meta)?;
         self.annotations_apart(&mut account.mailboxes)?;
         Ok(account)
     }
@@ -149,6 +188,14 @@ impl Replica for Session {
         if let Some(reason) = guard::refuse(step, &self.dialect) {
             return Err(ReplicaError::Refused(reason));
         }
+        let renamed;
+        let step = match self.dialect.carets {
+            true => {
+                renamed = with_users_of(&self.dialect, step);
+                &renamed
+            }
+            false => step,
+        };
         match step {
             Step::Mailbox(update) => self.mailbox(update, bodies),
             Step::Rename { uniqueid, from, to, partition, uidvalidity } => {
@@ -175,7 +222,10 @@ impl Replica for Session {
                 let fields: [(&str, &[u8]); 3] = [("MBOXNAME", b""), ("ENTRY", entry), ("USERID", userid.as_bytes())];
                 self.line(&command::apply_fields("UNANNOTATION", &fields))
             }
-            Step::SievePut { user, name, last_update, content } => self.sieve_put(user, name, *last_update, content),
+            Step::SievePut { user, name, last_update, content, compiled } => {
+                self.sieve_put(user, name, *last_update, content)?;
+                self.sieve_put_compiled(user, name, *last_update, compiled)
+            }
             Step::SieveRemove { user, name } => self.sieve_remove(user, name),
             Step::SieveActivate { user, name } => self.sieve_activate(user, name),
             Step::SieveDeactivate { user } => self.sieve_deactivate(user),

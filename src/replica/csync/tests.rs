@@ -240,3 +240,43 @@ fn a_rename_said_twice_is_one() {
     let error = session.apply(&rename("user.a.x", "user.a.y"), &Bodies(Vec::new()));
     assert!(matches!(error, Err(ReplicaError::NoSuchMailbox(_))), "{error:?}");
 }
+
+/// As 2.5.17 takes it (`sync_client` of that release says the same): a file each for text and bytecode, under its own name
+/// for the user.
+#[test]
+fn before_3_0_bytecode_comes_along_and_a_dot_in_a_user_is_a_caret() {
+    let script = [
+        LOGIN[0],
+        LOGIN[1],
+        ("APPLY SIEVE %(USERID jane^doe@a.test FILENAME main.script ", "OK success\r\n"),
+        ("APPLY SIEVE %(USERID jane^doe@a.test FILENAME main.bc ", "OK success\r\n"),
+        ("APPLY SUB %(USERID jane^doe MBOXNAME user.jane^doe.x)", "OK success\r\n"),
+        (
+            "GET USER jane^doe",
+            "* MAILBOX %(UNIQUEID u MBOXNAME user.jane^doe LAST_UID 0 HIGHESTMODSEQ 9 PARTITION default ANNOTATIONS \
+             (%(ENTRY /comment USERID jane^doe VALUE mine)))\r\nOK success\r\n",
+        ),
+    ];
+    // Text and bytecode without a line end, so that each request is one line and the one that ends it.
+    let script: Vec<(&str, &str)> = script
+        .into_iter()
+        .flat_map(|(request, answer)| match request.contains("SIEVE") {
+            true => vec![(request, ""), ("keep;)", answer)],
+            false => vec![(request, answer)],
+        })
+        .collect();
+    let (target, _told) = server("* SASL PLAIN\r\n* OK r.test Cyrus sync server 2.5.17\r\n", &script);
+    let mut session = target.open().expect("a session");
+    let put = Step::SievePut {
+        user: "jane.doe@a.test".into(),
+        name: "main".into(),
+        last_update: 1,
+        content: b"keep;".to_vec(),
+        compiled: b"keep;".to_vec(),
+    };
+    session.apply(&put, &Bodies(Vec::new())).expect("both files");
+    let subscribe = Step::Subscribe { user: "jane.doe".into(), name: "user.jane^doe.x".into() };
+    session.apply(&subscribe, &Bodies(Vec::new())).expect("subscribed");
+    let account = session.view_user(&"jane.doe".into()).expect("a view");
+    assert_eq!(account.mailboxes[0].annotations[0].userid, "jane.doe".into());
+}

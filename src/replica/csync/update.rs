@@ -248,7 +248,10 @@ impl Session {
     pub(super) fn view_annotations(&mut self, name: &[u8]) -> Result<Vec<Annotation>, ReplicaError> {
         let lines = self.request(&command::get("ANNOTATION", name))?;
         let only = |line| match line {
-            Untagged::Annotation(annotation) => Some(annotation),
+            Untagged::Annotation(annotation) => {
+                let userid = self.dialect.user_here(&annotation.userid);
+                Some(Annotation { userid, ..annotation })
+            }
             _ => None,
         };
         let mut out: Vec<Annotation> = lines.into_iter().filter_map(only).collect();
@@ -269,7 +272,8 @@ impl Session {
     /// 2.4 takes mailbox annotations apart from the mailbox. It cannot be told to remove one: that would kill it.
     fn annotations_outside(&mut self, update: &MailboxUpdate) -> Result<(), ReplicaError> {
         let name = update.head.name.as_bytes();
-        let there = self.view_annotations(name)?;
+        let mut there = self.view_annotations(name)?;
+        there.iter_mut().for_each(|annotation| annotation.userid = self.dialect.user_there(&annotation.userid));
         for annotation in &update.annotations {
             if !there.iter().any(|other| other.content() == annotation.content()) {
                 self.annotation(name, annotation)?;
