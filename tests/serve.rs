@@ -14,12 +14,14 @@ mod names;
 mod releases;
 #[path = "serve/talk.rs"]
 mod talk;
+#[path = "serve/tls.rs"]
+mod tls;
 
 use super::util::cyrus::{PASSWORD, REPLICATOR};
 use super::util::eventually;
 use super::util::process::Group;
 use nix::sys::signal::Signal;
-use spooltap::config::{Compress, ReplicaConfig, Secret};
+use spooltap::config::{Access, Compress, ReplicaConfig, Secret};
 use spooltap::model::{Replica, ReplicaTarget};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::unix::fs::PermissionsExt;
@@ -92,12 +94,16 @@ fn free_port() -> SocketAddr {
 
 /// How our own client reaches it.
 pub(crate) fn target(url: &str) -> Arc<dyn ReplicaTarget> {
+    target_with(url, Access::default())
+}
+
+pub(crate) fn target_with(url: &str, access: Access) -> Arc<dyn ReplicaTarget> {
     let config = ReplicaConfig {
         url: url.to_owned(),
         name: None,
         password: Some(Secret::new(PASSWORD)),
         realm: None,
-        access: Default::default(),
+        access,
         compress: Compress::Auto,
         timeout: Duration::from_secs(30),
         partitions: Default::default(),

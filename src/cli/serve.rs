@@ -1,7 +1,8 @@
 //! `spooltap serve`: a csync server in front of an archive, in the foreground.
 
 use super::{Common, Exit, Failure, Outcome};
-use crate::config::{Compress, ReplicaConfig};
+use crate::config::{ClearText, Compress, ReplicaConfig};
+use crate::cyrus::imapd_conf::ImapdConf;
 use crate::serve::{Limits, Listener, Logins, Server, Settings};
 use crate::spool::read_conf;
 use anyhow::Context;
@@ -29,6 +30,15 @@ pub(super) struct ServeArgs {
     /// Who of them may replicate [default: admins of the imapd.conf named with -C, else all]
     #[arg(long, value_name = "USER", num_args = 1..)]
     admins: Vec<String>,
+    /// Our certificate and those above it, as PEM: offers STARTTLS [default: tls_server_cert of the imapd.conf named with -C]
+    #[arg(long, value_name = "FILE", requires = "tls_key")]
+    tls_cert: Option<PathBuf>,
+    /// Its key, as PEM [default: tls_server_key]
+    #[arg(long, value_name = "FILE", requires = "tls_cert")]
+    tls_key: Option<PathBuf>,
+    /// Where a password may come without TLS [default: from loopback if there is a certificate, else from everywhere]
+    #[arg(long, value_name = "WHERE", value_parser = ["never", "loopback", "always"])]
+    cleartext: Option<String>,
     /// Name in the greeting [default: this machine's]
     #[arg(long, value_name = "NAME")]
     servername: Option<String>,
@@ -83,6 +93,16 @@ pub(super) fn serve(common: &Common, args: &ServeArgs) -> Outcome {
         None if listeners.iter().all(|listener| matches!(listener, Listener::Unix(_))) => Logins::default(),
         None => return Err(faulty(anyhow::anyhow!("nobody could log in; name a password file with --passwords"))),
     };
+    let tls = certificate(args, conf.as_ref());
+    let tls = tls.map(|(certificate, key)| crate::serve::server_config(&certificate, &key)).transpose();
+    let tls = tls.map_err(|error| Failure::new(Exit::Config, error))?;
+    let allowed = conf.as_ref().is_some_and(|conf| conf.switch("allowplaintext", false));
+    let cleartext = match (args.cleartext.as_deref(), &tls) {
+        (Some("never"), _) => ClearText::Never,
+        (Some("loopback"), _) => ClearText::Auto,
+        (None, Some(_)) if !allowed => ClearText::Auto,
+        _ => ClearText::Always,
+    };
     let replica = ReplicaConfig {
         url: args.archive.clone(),
         name: None,
@@ -105,7 +125,7 @@ pub(super) fn serve(common: &Common, args: &ServeArgs) -> Outcome {
     let own_name = || nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok());
     let name = args.servername.clone().or_else(own_name).unwrap_or_else(|| "localhost".into());
     let stage = args.stage.clone().unwrap_or_else(std::env::temp_dir);
-    let server = Server::start(listeners, target, Settings { name, logins, limits, stage })
+    let server = Server::start(listeners, target, Settings { name, logins, limits, stage, tls, cleartext })
         .map_err(|error| Failure::new(Exit::State, error))?;
     info!(archive = args.archive, listen = args.listen.join(" "), "serving");
     signals.wait();
@@ -113,6 +133,18 @@ pub(super) fn serve(common: &Common, args: &ServeArgs) -> Outcome {
     server.stop(Duration::from_secs(20));
     info!("stopped");
     Ok(Exit::Ok)
+}
+
+/// Our certificate and its key: named here, or as a `sync_server` of this imapd.conf has them (2.4 called them otherwise).
+fn certificate(args: &ServeArgs, conf: Option<&ImapdConf>) -> Option<(PathBuf, PathBuf)> {
+    let named = |names: [&str; 4]| {
+        let found = names.into_iter().find_map(|name| conf?.get(name));
+        found.filter(|path| *path != "disabled").map(PathBuf::from)
+    };
+    args.tls_cert.clone().zip(args.tls_key.clone()).or_else(|| {
+        let certificate = named(["csync_tls_server_cert", "csync_tls_cert_file", "tls_server_cert", "tls_cert_file"]);
+        certificate.zip(named(["csync_tls_server_key", "csync_tls_key_file", "tls_server_key", "tls_key_file"]))
+    })
 }
 
 /// Opens a place to listen at.

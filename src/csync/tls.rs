@@ -128,7 +128,8 @@ fn config(tls: &Tls) -> Result<ClientConfig, TlsError> {
     builder.with_client_auth_cert(chain, private).map_err(|error| file(certificate, error))
 }
 
-fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
+/// The certificates in a PEM file, at least one.
+pub(crate) fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
     let chain = CertificateDer::pem_file_iter(path).map_err(|error| file(path, error))?;
     let chain: Result<Vec<_>, _> = chain.collect();
     let chain = chain.map_err(|error| file(path, error))?;

@@ -3,14 +3,15 @@
 use super::login::{Exchange, MECHANISMS, Turn};
 use super::session::{Refused, Session};
 use super::stage::Stage;
+use super::wire::Wire;
 use super::{Present, Stream};
+use crate::config::ClearText;
 use crate::csync::intake::{Files, Intake, Line};
 use crate::csync::request::{self, Fault};
 use crate::model::MessageGuid;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use flate2::{Compress, Compression, Decompress, FlushCompress, FlushDecompress, Status};
-use std::io::{self, Read, Write};
+use std::io::{self, Write};
 use std::time::{Duration, Instant};
 use tracing::{debug, info, warn};
 
@@ -19,161 +20,12 @@ const STRANGER_BYTES: usize = 8 << 10;
 /// Wrong passwords on one connection, and how long each answer takes.
 const TRIES: u32 = 3;
 const PAUSE: Duration = Duration::from_millis(500);
-/// A peer that takes nothing for so long is gone.
-const WRITE: Duration = Duration::from_secs(120);
 /// Values take more memory than their text.
 const PARSED: usize = 6;
 /// Memory is counted in steps of this: what is less counts for nothing, so that strangers take none from good clients.
 const STEP: usize = 64 << 10;
 /// Requests of somebody without rights, and lines that are none, until the connection is closed.
 const PATIENCE: u32 = 20;
-
-/// Bytes of one connection.
-struct Wire {
-    stream: Stream,
-    raw: Vec<u8>,
-    raw_at: usize,
-    plain: Vec<u8>,
-    plain_at: usize,
-    inflate: Option<Decompress>,
-    deflate: Option<Compress>,
-    out: Vec<u8>,
-    /// Something was written since the last flush.
-    unflushed: bool,
-}
-
-impl Wire {
-    fn new(stream: Stream) -> io::Result<Self> {
-        match &stream {
-            Stream::Tcp(stream) => stream.set_write_timeout(Some(WRITE))?,
-            Stream::Unix(stream) => stream.set_write_timeout(Some(WRITE))?,
-        }
-        let (raw, plain, out) = (Vec::new(), Vec::new(), Vec::new());
-        Ok(Self { stream, raw, raw_at: 0, plain, plain_at: 0, inflate: None, deflate: None, out, unflushed: false })
-    }
-
-    fn receive(&mut self, timeout: Duration) -> io::Result<()> {
-        let timeout = Some(timeout.max(Duration::from_millis(1)));
-        self.raw.resize(64 << 10, 0);
-        self.raw_at = 0;
-        let count = loop {
-            let result = match &mut self.stream {
-                Stream::Tcp(stream) => stream.set_read_timeout(timeout).and_then(|()| stream.read(&mut self.raw)),
-                Stream::Unix(stream) => stream.set_read_timeout(timeout).and_then(|()| stream.read(&mut self.raw)),
-            };
-            match result {
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    self.raw.clear();
-                    return Err(io::Error::new(io::ErrorKind::TimedOut, "the client is silent"));
-                }
-                Err(error) => {
-                    self.raw.clear();
-                    return Err(error);
-                }
-                Ok(count) => break count,
-            }
-        };
-        self.raw.truncate(count);
-        if count == 0 {
-            return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the client closed the connection"));
-        }
-        Ok(())
-    }
-
-    /// The next bytes, at least one; `used` says how many were taken.
-    fn bytes(&mut self, timeout: Duration) -> io::Result<&[u8]> {
-        while self.plain_at >= self.plain.len() {
-            if self.raw_at >= self.raw.len() {
-                self.receive(timeout)?;
-            }
-            self.plain_at = 0;
-            let input = self.raw.get(self.raw_at..).unwrap_or_default();
-            match &mut self.inflate {
-                None => {
-                    std::mem::swap(&mut self.plain, &mut self.raw);
-                    self.plain_at = self.raw_at;
-                    self.raw.clear();
-                    self.raw_at = 0;
-                }
-                Some(inflate) => {
-                    self.plain.clear();
-                    self.plain.reserve(64 << 10);
-                    let before = inflate.total_in();
-                    let status = inflate.decompress_vec(input, &mut self.plain, FlushDecompress::None);
-                    if status.map_err(io::Error::other)? == Status::StreamEnd {
-                        return Err(io::Error::other("the compressed stream ended"));
-                    }
-                    let used = usize::try_from(inflate.total_in() - before).unwrap_or(usize::MAX);
-                    if used == 0 && self.plain.is_empty() {
-                        return Err(io::Error::other("the compressed stream stands still"));
-                    }
-                    self.raw_at = self.raw_at.saturating_add(used);
-                }
-            }
-        }
-        Ok(self.plain.get(self.plain_at..).unwrap_or_default())
-    }
-
-    /// From here on both ways are compressed; what has been received already was sent so.
-    fn start_deflate(&mut self) {
-        let rest = self.plain.get(self.plain_at..).unwrap_or_default().to_vec();
-        self.raw = rest;
-        self.raw_at = 0;
-        self.plain.clear();
-        self.plain_at = 0;
-        self.inflate = Some(Decompress::new(false));
-        self.deflate = Some(Compress::new(Compression::fast(), false));
-    }
-
-    fn send(&mut self, last: bool) -> io::Result<()> {
-        let bytes = std::mem::take(&mut self.out);
-        let Some(deflate) = &mut self.deflate else { return self.write_raw(&bytes) };
-        let flush = if last { FlushCompress::Sync } else { FlushCompress::None };
-        let mut packed = Vec::with_capacity(bytes.len() / 2 + 64);
-        let mut input = bytes.as_slice();
-        loop {
-            let before = deflate.total_in();
-            packed.reserve(4096);
-            deflate.compress_vec(input, &mut packed, flush).map_err(io::Error::other)?;
-            let used = usize::try_from(deflate.total_in() - before).unwrap_or(usize::MAX);
-            input = input.get(used..).unwrap_or_default();
-            // Room left means that everything was put out.
-            if input.is_empty() && packed.len() < packed.capacity() {
-                break;
-            }
-        }
-        self.write_raw(&packed)
-    }
-
-    fn write_raw(&mut self, bytes: &[u8]) -> io::Result<()> {
-        match &mut self.stream {
-            Stream::Tcp(stream) => stream.write_all(bytes),
-            Stream::Unix(stream) => stream.write_all(bytes),
-        }
-    }
-}
-
-/// Collects; what is much goes out before the end.
-impl Write for Wire {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.out.extend_from_slice(bytes);
-        self.unflushed = true;
-        if self.out.len() > 256 << 10 {
-            self.send(false)?;
-        }
-        Ok(bytes.len())
-    }
-
-    /// Not a byte if there is nothing to say: a real client that finds some right behind `OK DEFLATE active`, before it
-    /// has switched over, loses the first byte of what follows.
-    fn flush(&mut self) -> io::Result<()> {
-        if !std::mem::take(&mut self.unflushed) {
-            return Ok(());
-        }
-        self.send(true)
-    }
-}
 
 /// Nobody who has not logged in stages anything.
 struct Nowhere;
@@ -223,7 +75,7 @@ enum Who {
 /// Serves one client until it leaves.
 pub(super) fn serve(stream: Stream, guest: &Present) -> io::Result<()> {
     let local = matches!(stream, Stream::Unix(_));
-    let peer = stream.peer();
+    let (peer, near) = (stream.peer(), stream.is_near());
     let mut talk = Talk {
         wire: Wire::new(stream)?,
         guest,
@@ -235,18 +87,12 @@ pub(super) fn serve(stream: Stream, guest: &Present) -> io::Result<()> {
         patience: PATIENCE,
         deadline: Instant::now() + guest.shared.settings.limits.login,
         peer,
+        near,
     };
-    let name = &guest.shared.settings.name;
-    let version = env!("CARGO_PKG_VERSION");
     if local {
         talk.logged_in(b"local")?;
-    } else {
-        talk.say(&format!("* SASL {MECHANISMS}"))?;
-        talk.say("* COMPRESS DEFLATE")?;
-        talk.say("* SIEVE-MAILBOX")?;
     }
-    talk.say(&format!("* OK {name} Cyrus sync server 3.12-spooltap-{version}"))?;
-    talk.wire.flush()?;
+    talk.greet()?;
     let result = talk.run();
     if let Err(error) = &result
         && error.kind() != io::ErrorKind::UnexpectedEof
@@ -273,12 +119,64 @@ struct Talk<'a> {
     patience: u32,
     deadline: Instant,
     peer: String,
+    /// Nobody can read along on the way.
+    near: bool,
 }
 
 impl Talk<'_> {
     fn say(&mut self, line: &str) -> io::Result<()> {
         self.wire.write_all(line.as_bytes())?;
         self.wire.write_all(b"\r\n")
+    }
+
+    /// What we can do. Said again under TLS, and then without compression, as a `sync_server` does.
+    fn greet(&mut self) -> io::Result<()> {
+        let settings = &self.guest.shared.settings;
+        if matches!(self.who, Who::Stranger) {
+            if self.may_log_in() {
+                self.say(&format!("* SASL {MECHANISMS}"))?;
+            }
+            if settings.tls.is_some() && !self.wire.is_tls() {
+                self.say("* STARTTLS")?;
+            }
+            if !self.wire.is_tls() {
+                self.say("* COMPRESS DEFLATE")?;
+            }
+            self.say("* SIEVE-MAILBOX")?;
+        }
+        let version = env!("CARGO_PKG_VERSION");
+        self.say(&format!("* OK {} Cyrus sync server 3.12-spooltap-{version}", settings.name))?;
+        self.wire.flush()
+    }
+
+    /// Both mechanisms say the password in clear.
+    fn may_log_in(&self) -> bool {
+        self.wire.is_tls()
+            || match self.guest.shared.settings.cleartext {
+                ClearText::Always => true,
+                ClearText::Auto => self.near,
+                ClearText::Never => false,
+            }
+    }
+
+    fn start_tls(&mut self) -> io::Result<bool> {
+        let Some(tls) = self.guest.shared.settings.tls.clone() else {
+            self.say("NO TLS is not set up here")?;
+            return Ok(self.bear_with());
+        };
+        if self.wire.is_tls() {
+            self.say("NO Already successfully executed STARTTLS")?;
+            return Ok(self.bear_with());
+        }
+        if !matches!(self.who, Who::Stranger) || self.wire.is_packed() {
+            self.say("NO STARTTLS comes before everything else")?;
+            return Ok(self.bear_with());
+        }
+        self.say("OK Begin TLS negotiation now")?;
+        self.wire.flush()?;
+        self.wire.start_tls(tls, self.deadline)?;
+        self.greet()?;
+        Ok(true)
     }
 
     fn run(&mut self) -> io::Result<()> {
@@ -314,7 +212,7 @@ impl Talk<'_> {
                 _ => self.intake.take(bytes, &mut Nowhere),
             };
             let (used, line) = taken.map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
-            self.wire.plain_at += used;
+            self.wire.used(used);
             let staged = match &self.who {
                 Who::Admin(session) => session.stage.held(),
                 _ => 0,
@@ -356,8 +254,9 @@ impl Talk<'_> {
                 self.say("OK Restarting")?;
             }
             "AUTHENTICATE" => return self.authenticate(&line.bytes),
+            "STARTTLS" => return self.start_tls(),
             "COMPRESS" => match words.next().map(str::to_ascii_uppercase).as_deref() {
-                Some("DEFLATE") if self.wire.deflate.is_some() => self.say("NO Compression already active: DEFLATE")?,
+                Some("DEFLATE") if self.wire.is_packed() => self.say("NO Compression already active: DEFLATE")?,
                 Some("DEFLATE") => {
                     self.say("OK DEFLATE active")?;
                     self.wire.flush()?;
@@ -436,6 +335,10 @@ impl Talk<'_> {
     fn authenticate(&mut self, line: &[u8]) -> io::Result<bool> {
         if !matches!(self.who, Who::Stranger) {
             self.say("BAD Already authenticated")?;
+            return Ok(self.bear_with());
+        }
+        if !self.may_log_in() {
+            self.say("NO the password would go in clear, say STARTTLS first")?;
             return Ok(self.bear_with());
         }
         let text = String::from_utf8_lossy(line).into_owned();

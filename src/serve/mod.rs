@@ -1,6 +1,6 @@
 //! The other end of csync: a server in front of any `Replica`, for real `sync_client`s and for `spooltap run`.
 //!
-//! `Server` listens and keeps the limits, `connection` moves bytes, `login` decides who may, `session` turns requests
+//! `Server` listens and keeps the limits, `wire` moves bytes, `connection` speaks, `login` decides who may, `session` turns requests
 //! into steps, `stage` keeps bodies between `MESSAGE` and the `MAILBOX` that needs them, `names` refuses what must not
 //! become a path. Each connection has a thread and a session of its own with the replica.
 
@@ -10,10 +10,14 @@ mod login;
 mod names;
 mod session;
 mod stage;
+mod tls;
+mod wire;
 
 pub use inherited::listeners as inherited_listeners;
 pub use login::{Logins, LoginsError};
+pub use tls::server_config;
 
+use crate::config::ClearText;
 use crate::model::{ReplicaError, ReplicaTarget};
 use std::collections::BTreeMap;
 use std::io;
@@ -67,6 +71,10 @@ pub struct Settings {
     pub limits: Limits,
     /// Where large bodies wait, as files without names.
     pub stage: PathBuf,
+    /// Our certificate, if TLS is offered.
+    pub tls: Option<Arc<rustls::ServerConfig>>,
+    /// Where a password may be said without TLS.
+    pub cleartext: ClearText,
 }
 
 /// Where clients come in.
@@ -129,6 +137,14 @@ impl Stream {
             Self::Tcp(stream) => stream.shutdown(how),
             Self::Unix(stream) => stream.shutdown(how),
         };
+    }
+
+    /// From this very machine.
+    fn is_near(&self) -> bool {
+        match self {
+            Self::Tcp(stream) => stream.peer_addr().is_ok_and(|address| address.ip().to_canonical().is_loopback()),
+            Self::Unix(_) => true,
+        }
     }
 
     fn peer(&self) -> String {

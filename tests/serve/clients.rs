@@ -13,7 +13,7 @@ pub(super) const WRITTEN: [Exception; 2] = [
     Exception::always(&["shared", "*", "vendor", "lastupdate"], "when this server wrote the files"),
 ];
 
-fn served_source(served: &Served) -> Options {
+pub(super) fn served_source(served: &Served) -> Options {
     Options::new()
         .set("sync_host", served.address.ip())
         .set("sync_port", served.address.port())
@@ -22,7 +22,7 @@ fn served_source(served: &Served) -> Options {
         .users(&["u1", "u2", "jane.doe"])
 }
 
-fn good(what: &str, output: &Output, served: &Served) {
+pub(super) fn good(what: &str, output: &Output, served: &Served) {
     let said = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     let log = served.log();
     let end: Vec<&str> = log.lines().rev().take(12).collect();
