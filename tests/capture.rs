@@ -1,6 +1,7 @@
 //! Capture with the real kernel: whatever is done to a store, the keys of what changed are delivered.
 
 mod fanotify;
+mod live;
 mod locks;
 mod sources;
 mod storm;

@@ -160,8 +160,8 @@ pub fn seeds(usual: &[u64]) -> Vec<u64> {
     }
 }
 
-fn operations() -> usize {
-    std::env::var("SPOOLTAP_OPERATIONS").map_or(OPERATIONS, |count| count.parse().expect("SPOOLTAP_OPERATIONS: number"))
+pub fn operations(usual: usize) -> usize {
+    std::env::var("SPOOLTAP_OPERATIONS").map_or(usual, |count| count.parse().expect("SPOOLTAP_OPERATIONS: number"))
 }
 
 #[test]
@@ -178,7 +178,7 @@ fn what_random_clients_did_is_on_the_replica() {
 
 /// What went wrong.
 fn play(seed: u64) -> anyhow::Result<Option<String>> {
-    let workload = Workload::new(seed, operations());
+    let workload = Workload::new(seed, operations(OPERATIONS));
     let mut pair = Pair::start(seed, &workload)?;
     let done: Done = work(&pair.source, &workload);
     let differences = differences(&pair.source, &pair.replica, done.ended, &rules())?;
@@ -190,7 +190,7 @@ fn play(seed: u64) -> anyhow::Result<Option<String>> {
     if differences.is_empty() {
         let missing = done.missing();
         anyhow::ensure!(missing.is_empty(), "no operation of these kinds succeeded: {missing:?}");
-        anyhow::ensure!(done.operations() >= operations(), "only {} operations succeeded", done.operations());
+        anyhow::ensure!(done.operations() >= workload.operations, "only {} operations succeeded", done.operations());
         return said_by_itself(pair).map(|()| None);
     }
     let more = differences.len().saturating_sub(SHOWN);

@@ -353,6 +353,7 @@ impl Conductor {
             self.board.vacant.store(!self.vacancies.is_empty(), Relaxed);
         }
         self.reassess();
+        self.retire();
         if self.better_at.is_some_and(|at| at <= Instant::now()) {
             self.come_back();
         }
@@ -367,6 +368,15 @@ impl Conductor {
             tracing::error!(%error, "capture cannot be started");
         }
         self.board.wants_relief.store(false, Relaxed);
+    }
+
+    /// No directory waits for relief any more. Whoever asks from here on rings the bell.
+    fn retire(&mut self) {
+        let relief = lock(&self.board.posts).iter().find(|post| post.is_relief).cloned();
+        if let Some(post) = relief.filter(|_| self.relief.dirs().is_empty()) {
+            post.control.stop();
+            self.take_off(post.id);
+        }
     }
 
     /// An area may have been unmounted, and something else mounted there.

@@ -4,9 +4,10 @@ use super::Settings;
 use super::cookies::Cookies;
 use super::derive::{Reach, Roots};
 use super::feed::lock;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -60,33 +61,60 @@ impl Ground {
 
 /// Directories that wait for a source which needs no watch.
 pub struct Relief {
-    dirs: Mutex<BTreeSet<PathBuf>>,
+    /// Each with those who asked for it.
+    dirs: Mutex<BTreeMap<PathBuf, BTreeSet<u64>>>,
+    askers: AtomicU64,
     /// Rung when the first directory comes.
     bell: Box<dyn Fn() + Send + Sync>,
 }
 
 impl Relief {
     pub(super) fn new(bell: Box<dyn Fn() + Send + Sync>) -> Arc<Self> {
-        Arc::new(Self { dirs: Mutex::default(), bell })
+        Arc::new(Self { dirs: Mutex::default(), askers: AtomicU64::new(0), bell })
+    }
+
+    pub(super) fn dirs(&self) -> BTreeSet<PathBuf> {
+        lock(&self.dirs).keys().cloned().collect()
+    }
+}
+
+/// One source's directories that others look after; given back when the source ends.
+pub struct Asker {
+    relief: Arc<Relief>,
+    id: u64,
+}
+
+impl Asker {
+    pub(super) fn new(relief: Arc<Relief>) -> Self {
+        let id = relief.askers.fetch_add(1, Relaxed);
+        Self { relief, id }
     }
 
     /// Asks for this directory to be looked after; true when nobody has asked before.
     pub(super) fn ask(&self, path: &Path) -> bool {
-        let mut dirs = lock(&self.dirs);
-        let is_new = dirs.insert(path.to_owned());
+        let mut dirs = lock(&self.relief.dirs);
+        let is_new = !dirs.contains_key(path);
+        dirs.entry(path.to_owned()).or_default().insert(self.id);
         if is_new && dirs.len() == 1 {
-            (self.bell)();
+            (self.relief.bell)();
         }
         is_new
     }
 
     /// These are all that are still to be looked after.
     pub(super) fn keep(&self, still: &BTreeSet<PathBuf>) {
-        lock(&self.dirs).retain(|path| still.contains(path));
+        lock(&self.relief.dirs).retain(|path, askers| {
+            if !still.contains(path) {
+                askers.remove(&self.id);
+            }
+            !askers.is_empty()
+        });
     }
+}
 
-    pub(super) fn dirs(&self) -> BTreeSet<PathBuf> {
-        lock(&self.dirs).clone()
+impl Drop for Asker {
+    fn drop(&mut self) {
+        self.keep(&BTreeSet::new());
     }
 }
 
@@ -197,9 +225,14 @@ mod tests {
     fn relief_rings_once_for_the_first() {
         let (bell, rung) = std::sync::mpsc::channel();
         let relief = Relief::new(Box::new(move || bell.send(()).expect("somebody listens")));
-        assert!(relief.ask(Path::new("/a")) && relief.ask(Path::new("/b")) && !relief.ask(Path::new("/a")));
+        let (one, two) = (Asker::new(relief.clone()), Asker::new(relief.clone()));
+        assert!(one.ask(Path::new("/a")) && one.ask(Path::new("/b")) && !two.ask(Path::new("/a")));
         assert_eq!(rung.try_iter().count(), 1);
-        relief.keep(&BTreeSet::from(["/b".into()]));
+        one.keep(&BTreeSet::from(["/b".into()]));
+        assert_eq!(relief.dirs(), BTreeSet::from(["/a".into(), "/b".into()]));
+        drop(two);
         assert_eq!(relief.dirs(), BTreeSet::from(["/b".into()]));
+        drop(one);
+        assert_eq!(relief.dirs(), BTreeSet::new());
     }
 }

@@ -9,7 +9,7 @@
 
 use super::derive::{Reach, Roots};
 use super::feed::{Control, Feed, TouchKind};
-use super::ground::{Ground, Relief};
+use super::ground::{Asker, Ground};
 use super::mounts::Mounts;
 use super::table::{Dir, Role, Table};
 use super::{BACKLOG_MOST, BUFFER_BYTES, CaptureError, EVENTS_BETWEEN_READS, Source, wait_also};
@@ -21,7 +21,6 @@ use std::ffi::OsStr;
 use std::io;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
@@ -85,7 +84,7 @@ pub(super) struct InotifySource {
     /// Watches met by the walk after an overflow; those not met are of directories that are gone.
     met: Option<HashSet<i32>>,
     /// Looks after directories without a watch; without it they are compared.
-    relief: Option<Arc<Relief>>,
+    relief: Option<Asker>,
     has_successor: bool,
     /// The watch of our own directory.
     cookies: Option<WatchDescriptor>,
@@ -130,7 +129,7 @@ impl InotifySource {
             roots: ground.roots.clone(),
             plan,
             cookies: None,
-            relief: ground.relief.clone(),
+            relief: ground.relief.clone().map(Asker::new),
             has_successor: ground.has_successor,
             exhausted: None,
             unborn: BTreeSet::new(),

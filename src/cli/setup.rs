@@ -41,6 +41,7 @@ impl Setup {
             quiet: self.config.quiet,
             most: self.config.most,
             source: self.config.capture.clone(),
+            come_back: self.config.capture_retry,
             poll_every: self.config.poll_every,
             scan_every: self.config.scan_every,
             sync_log: self.sync_log(),

@@ -94,6 +94,8 @@ pub struct Config {
     pub most: Duration,
     /// `auto` or the name of a source of capture.
     pub capture: String,
+    /// A better source is tried again after so long, and then less often.
+    pub capture_retry: Duration,
     pub poll_every: Duration,
     pub scan_every: Duration,
     /// Everything is compared so often, whatever was noticed.
@@ -152,6 +154,10 @@ impl Config {
         let poll_ms = raw.poll_ms.unwrap_or(1000);
         if poll_ms < 10 {
             fault("poll_ms", format!("{poll_ms} is too often"), "use at least 10");
+        }
+        let capture_retry = raw.capture_retry_seconds.unwrap_or(30);
+        if capture_retry == 0 {
+            fault("capture_retry_seconds", "0 is too often".into(), "use at least 1");
         }
         let scan_seconds = raw.scan_seconds.unwrap_or(60);
         if scan_seconds == 0 {
@@ -245,6 +251,7 @@ impl Config {
             most: Duration::from_millis(most),
             // Which names there are is known where they are opened.
             capture: raw.capture.clone().unwrap_or_else(|| "auto".into()),
+            capture_retry: Duration::from_secs(capture_retry),
             poll_every: Duration::from_millis(poll_ms),
             scan_every: Duration::from_secs(scan_seconds),
             rescan_every: Some(Duration::from_secs(raw.rescan_seconds.unwrap_or(21_600)))

@@ -42,6 +42,8 @@ pub struct Raw {
     pub most_ms: Option<u64>,
     /// How change is noticed: `auto` or the name of a source. Default `auto`.
     pub capture: Option<String>,
+    /// A better source is tried again after so long, then after twice as long, and so on. Default 30.
+    pub capture_retry_seconds: Option<u64>,
     /// Shortest time between two looks of the source `poll`. Default 1000.
     pub poll_ms: Option<u64>,
     /// How often the source `scan` compares everything. Default 60.
@@ -219,6 +221,7 @@ impl Raw {
             quiet_ms,
             most_ms,
             capture,
+            capture_retry_seconds,
             poll_ms,
             scan_seconds,
             rescan_seconds,
