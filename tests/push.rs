@@ -104,8 +104,8 @@ const SCRIPTS: &[Exception] = &[
     Exception { at: QUOTA_MESSAGES, why: "scripts are messages in 3.6", allowed: |a, b| grown(a, b, 2) },
     Exception { at: QUOTA_STORAGE, why: "scripts are messages in 3.6", allowed: |a, b| grown(a, b, 2) },
 ];
-const QUOTA_MESSAGES: &[&str] = &["users", "*", "mailboxes", "*", "quota", "*", "MESSAGE"];
-const QUOTA_STORAGE: &[&str] = &["users", "*", "mailboxes", "*", "quota", "*", "STORAGE"];
+pub const QUOTA_MESSAGES: &[&str] = &["users", "*", "mailboxes", "*", "quota", "*", "MESSAGE"];
+pub const QUOTA_STORAGE: &[&str] = &["users", "*", "mailboxes", "*", "quota", "*", "STORAGE"];
 
 /// How a real replica may show a store of this release.
 pub fn rules(release: &str) -> Rules {
@@ -114,7 +114,7 @@ pub fn rules(release: &str) -> Rules {
 }
 
 /// The same limit, and a little more in use.
-fn grown(expected: &Value, found: &Value, most: u64) -> bool {
+pub fn grown(expected: &Value, found: &Value, most: u64) -> bool {
     let more = found[0].as_u64().zip(expected[0].as_u64()).and_then(|(found, expected)| found.checked_sub(expected));
     expected[1] == found[1] && more.is_some_and(|more| more <= most)
 }

@@ -1,4 +1,4 @@
-//! What every replica must do, over a table of them: an archive, and a real `sync_server` by TCP, compressed, by a
+//! What every replica must do, over a table of them: an archive, a directory in Cyrus's own format, and a real `sync_server` by TCP, compressed, by a
 //! UNIX socket and under TLS, and the same server by its IMAP port. `promises` are the checks, `trouble` what only a server with a network before it can go through,
 //! `proxy` the network that goes wrong.
 
@@ -78,6 +78,13 @@ fn server(certificate: &Path, key: &Path) -> (CyrusServer, String) {
 fn an_archive_keeps_every_promise() {
     let archive = Archive::with_store(memory(), "memory:");
     promises::all(&Subject { target: Arc::new(ArchiveTarget::of(archive)) }, "a");
+}
+
+#[test]
+fn a_cyrus_directory_keeps_every_promise() {
+    let dir = tempfile::Builder::new().prefix("spooltap-contract-").tempdir().expect("directory");
+    let url = format!("cyrus://{}", dir.path().join("store").display());
+    promises::all(&Subject { target: target(&config(url), false) }, "d");
 }
 
 #[test]

@@ -9,6 +9,7 @@ mod archive;
 mod capture;
 mod cli;
 mod compatibility;
+mod cyrus_dir;
 mod cyrus_live;
 mod daemon;
 mod derive;

@@ -1,4 +1,4 @@
-//! One mailbox in memory, and what an update makes of it. No I/O.
+//! One mailbox in memory, and what an update makes of it. No I/O. A directory in Cyrus's own format uses it too.
 
 use super::ArchiveError;
 use super::shapes::{FlagTable, Head, StoredMailbox, load_annotations, load_records, store_annotations, store_record};
@@ -10,15 +10,14 @@ use crate::model::{
 use std::collections::HashSet;
 
 /// What `Capabilities::annot_crc` of an archive promises: all virtual annotations count.
-pub(super) const ANNOT_RULE: AnnotRule =
-    AnnotRule { start: 12_345_678, thrid: true, savedate: true, createdmodseq: true };
+pub const ANNOT_RULE: AnnotRule = AnnotRule { start: 12_345_678, thrid: true, savedate: true, createdmodseq: true };
 
 /// The index version in which all of them exist; snapshots read from an archive say so.
 const MINOR_VERSION: u32 = 17;
 
 /// A mailbox as it is published.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub(super) struct Mailbox {
+pub struct Mailbox {
     pub head: MailboxHead,
     pub crcs: SyncCrcs,
     pub user_flags: Vec<Option<FlagName>>,
@@ -29,7 +28,7 @@ pub(super) struct Mailbox {
 
 /// What an update changes: the records that differ, and everything else as it will be.
 #[derive(Debug)]
-pub(super) struct Change {
+pub struct Change {
     pub head: MailboxHead,
     pub crcs: SyncCrcs,
     pub user_flags: Vec<Option<FlagName>>,
@@ -39,7 +38,7 @@ pub(super) struct Change {
 
 /// Why an update cannot be applied.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Refusal {
+pub enum Refusal {
     /// The mailbox is not what the update was made for.
     Changed(String),
     /// No mailbox can take this.
@@ -47,14 +46,14 @@ pub(super) enum Refusal {
 }
 
 impl Mailbox {
-    pub fn load(stored: StoredMailbox, object: &str) -> Result<Self, ArchiveError> {
+    pub(super) fn load(stored: StoredMailbox, object: &str) -> Result<Self, ArchiveError> {
         let StoredMailbox { head, crcs, user_flags, annotations, records } = stored;
         let (user_flags, records) = load_records(&user_flags, records, object)?;
         Ok(Self { head: head.into(), crcs, user_flags, annotations: load_annotations(annotations), records })
     }
 
     /// A view without records, from any generation: only the records of one may be incomplete.
-    pub fn view_of(stored: StoredMailbox) -> MailboxView {
+    pub(super) fn view_of(stored: StoredMailbox) -> MailboxView {
         MailboxView {
             head: stored.head.into(),
             crc_basic: Some(stored.crcs.basic),
@@ -76,7 +75,7 @@ impl Mailbox {
         }
     }
 
-    pub fn snapshot(self) -> MailboxSnapshot {
+    pub(super) fn snapshot(self) -> MailboxSnapshot {
         MailboxSnapshot {
             head: self.head,
             deletedmodseq: Default::default(),
@@ -220,7 +219,7 @@ impl Mailbox {
     }
 
     /// GUIDs and sizes of live messages that `change` brings and that were not here before under their UID.
-    pub fn new_bodies<'a>(&'a self, change: &'a Change) -> impl Iterator<Item = (MessageGuid, u64)> + 'a {
+    pub(super) fn new_bodies<'a>(&'a self, change: &'a Change) -> impl Iterator<Item = (MessageGuid, u64)> + 'a {
         let known = |record: &&Record| self.record(record.uid).is_some_and(|old| old.guid == record.guid);
         let new = change.records.iter().filter(|record| !record.is_expunged()).filter(move |record| !known(record));
         new.map(|record| (record.guid, record.size))
@@ -280,7 +279,7 @@ impl Mailbox {
 }
 
 impl Change {
-    pub fn store(&self) -> StoredMailbox {
+    pub(super) fn store(&self) -> StoredMailbox {
         StoredMailbox {
             head: Head::from(&self.head),
             crcs: self.crcs,

@@ -20,12 +20,12 @@ mod text;
 mod writer;
 
 pub use bodies::PutError;
+pub use mailbox::{ANNOT_RULE, Change, Mailbox, Refusal};
 pub use store::ArchiveStore;
 pub use writer::{ApplyError, Writer};
 
 use crate::model::{Disposition, MailboxView, MboxName, UniqueId};
 use chain::Chain;
-use mailbox::Mailbox;
 use object_store::ObjectStore;
 use objects::Objects;
 use shapes::{About, Row, StoredMailbox};

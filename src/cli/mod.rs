@@ -48,8 +48,8 @@ struct Common {
     /// Directory of our state; deleting it costs only a full comparison [default: /var/lib/spooltap]
     #[arg(long, global = true, value_name = "DIR")]
     state: Option<PathBuf>,
-    /// Where to replicate to: csync://USER@HOST:PORT (also csyncs, imap, imaps), csync+unix:///PATH or file:///DIR;
-    /// or its name in the configuration; may be repeated
+    /// Where to replicate to: csync://USER@HOST:PORT (also csyncs, imap, imaps), csync+unix:///PATH,
+    /// file:///DIR, cyrus:///DIR, or its name in the configuration; may be repeated
     #[arg(long, global = true, value_name = "URL")]
     replica: Vec<String>,
     /// File with the password [else: credential spooltap-password, SPOOLTAP_PASSWORD, sync_password]

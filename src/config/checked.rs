@@ -209,7 +209,7 @@ impl Config {
             fault(
                 "replica",
                 "no replica is named".into(),
-                "set sync_host in imapd.conf, or give --replica csync://USER@HOST:PORT or file:///DIR",
+                "set sync_host in imapd.conf, or give --replica csync://USER@HOST:PORT, file:///DIR or cyrus:///DIR",
             );
         }
         let fallback = credentials.best().cloned().or_else(|| imapd("sync_password").map(Secret::new));
@@ -366,14 +366,14 @@ fn check_url(url: &str, can_log_in: bool, mut fault: impl FnMut(&str, String, &s
             }
         }
         Some(("s3", rest)) if !rest.is_empty() && !rest.starts_with('/') => {}
-        Some(("csync+unix" | "file", rest)) if rest.starts_with('/') => {}
-        Some((scheme @ ("csync+unix" | "file"), _)) => {
+        Some(("csync+unix" | "file" | "cyrus", rest)) if rest.starts_with('/') => {}
+        Some((scheme @ ("csync+unix" | "file" | "cyrus"), _)) => {
             fault("replica", format!("{url}: the path must be absolute"), &format!("write {scheme}:///PATH"));
         }
         _ => fault(
             "replica",
             format!("{url}: unknown kind of replica"),
-            "use csync://, csyncs://, csync+unix://, imap://, imaps://, file:// or s3://",
+            "use csync://, csyncs://, csync+unix://, imap://, imaps://, file://, s3:// or cyrus://",
         ),
     }
 }

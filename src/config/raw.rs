@@ -19,8 +19,8 @@ pub struct Raw {
     pub channel: Option<String>,
     /// Directory of our own state. Default `/var/lib/spooltap`.
     pub state: Option<PathBuf>,
-    /// URLs: `csync://USER@HOST:PORT` (or `csyncs`, `imap`, `imaps`), `csync+unix:///PATH`, `file:///DIR`; or tables
-    /// with what a replica has of its own.
+    /// URLs: `csync://USER@HOST:PORT` (or `csyncs`, `imap`, `imaps`), `csync+unix:///PATH`, `file:///DIR`,
+    /// `cyrus:///DIR`; or tables with what a replica has of its own.
     #[serde(default)]
     pub replica: Vec<RawReplica>,
     /// File that holds the password for csync replicas.

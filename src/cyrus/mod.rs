@@ -16,6 +16,8 @@ pub mod subs;
 pub mod sync_log;
 pub mod synccrc;
 
+use crate::model::{MailboxEntry, MailboxHead, ModSeq};
+
 /// A file did not have the shape its format promises.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{part} at byte {offset:#x}: {fault}")]
@@ -42,6 +44,36 @@ pub enum Fault {
     Torn(&'static str),
     #[error("{0}")]
     Value(String),
+}
+
+/// What row, index and header of a mailbox say of it together; `highest` is the highest modseq of its records.
+pub fn head_of(
+    entry: &MailboxEntry,
+    index: &index::IndexHeader,
+    header: &header::MailboxHeader,
+    highest: ModSeq,
+) -> MailboxHead {
+    MailboxHead {
+        uniqueid: entry.uniqueid.clone(),
+        name: entry.name.clone(),
+        mbtype: entry.mbtype.clone(),
+        partition: entry.partition.clone(),
+        acl: entry.acl.clone(),
+        options: index.options(),
+        uidvalidity: index.uidvalidity,
+        last_uid: index.last_uid,
+        highestmodseq: index.highestmodseq.max(highest).max(ModSeq(1)),
+        recentuid: index.recentuid,
+        recenttime: index.recenttime,
+        last_appenddate: index.last_appenddate,
+        pop3_last_login: index.pop3_last_login,
+        pop3_show_after: index.pop3_show_after,
+        createdmodseq: if index.createdmodseq > ModSeq(0) { index.createdmodseq } else { entry.createdmodseq },
+        foldermodseq: entry.foldermodseq,
+        xconvmodseq: ModSeq(0),
+        raclmodseq: ModSeq(0),
+        quotaroot: header.quotaroot.clone(),
+    }
 }
 
 impl FormatError {

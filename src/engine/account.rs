@@ -3,7 +3,7 @@
 
 use super::push::{JobError, Pusher};
 use super::queue::{Item, Lane};
-use super::{diff, loss};
+use super::{diff, loss, scripts};
 use crate::model::{MailboxEntry, MailboxHead, QuotaRoot, Step, UserId, UserPart};
 use crate::state::UserReceipt;
 use std::collections::BTreeSet;
@@ -57,7 +57,7 @@ impl Pusher<'_> {
             return Ok(());
         }
         let fingerprint = self.store().user_fingerprint(user)?;
-        let mine = self.store().user_meta(user)?;
+        let mine = scripts::user_meta(self.store(), &self.caps, user)?;
         let theirs = match self.shared.state.user(user) {
             Some(receipt) => receipt.meta,
             None => self.session.view_user(user)?.meta,

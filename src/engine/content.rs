@@ -6,7 +6,7 @@ use super::queue::{Item, Job, Lane};
 use super::{Event, loss};
 use crate::model::{
     BodyRef, BodySource, MailboxEntry, MailboxHead, MailboxSnapshot, MailboxUpdate, MailboxView, MboxName, ModSeq,
-    ReplicaError, Step, Uid,
+    ReplicaError, Step, Uid, UserPart,
 };
 use crate::state::{Lift, MailboxReceipt};
 use std::collections::{BTreeSet, HashSet};
@@ -40,6 +40,10 @@ impl Pusher<'_> {
             return self.intermediate(entry, seen_at);
         }
         if entry.mbtype.is_sieve() && !self.caps.sieve_mailboxes {
+            // Its messages go as scripts.
+            if let Some(user) = entry.name.owner() {
+                self.shared.queue.push(Lane::User(user), Item::Meta(UserPart::Sieve), seen_at, true);
+            }
             return Ok(());
         }
         let fingerprint = self.store().fingerprint(entry)?;

@@ -23,6 +23,7 @@ mod queue;
 mod rebuild;
 mod route;
 mod scan;
+mod scripts;
 mod settle;
 #[cfg(test)]
 mod tests;

@@ -252,7 +252,7 @@ impl Verifier<'_> {
         user: &crate::model::UserId,
         theirs: &crate::model::UserMeta,
     ) -> Result<(), VerifyError> {
-        let mine = match self.store.user_meta(user) {
+        let mine = match super::scripts::user_meta(self.store, self.caps, user) {
             Ok(mine) => mine,
             Err(error) => {
                 self.report.unreadable.push((format!("data of {user}"), error.to_string()));

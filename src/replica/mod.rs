@@ -2,6 +2,7 @@
 
 mod archive;
 mod csync;
+mod cyrus_dir;
 
 use crate::config::ReplicaConfig;
 use crate::model::{ReplicaError, ReplicaTarget};
@@ -9,6 +10,7 @@ use std::sync::Arc;
 
 pub use archive::ArchiveTarget;
 pub use csync::CsyncTarget;
+pub use cyrus_dir::{CyrusDirTarget, Hook, Verdict};
 
 type Open = fn(&ReplicaConfig, bool) -> Result<Arc<dyn ReplicaTarget>, ReplicaError>;
 
@@ -19,6 +21,7 @@ pub const TARGETS: &[(&str, Open)] = &[
     ("csync+unix", CsyncTarget::open),
     ("imap", CsyncTarget::open),
     ("imaps", CsyncTarget::open),
+    ("cyrus", |config, _| Ok(Arc::new(CyrusDirTarget::new(&config.url)?))),
     ("file", archive),
     ("s3", archive),
 ];

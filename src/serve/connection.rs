@@ -417,7 +417,7 @@ impl Talk<'_> {
         let limits = &shared.settings.limits;
         let stage = Stage::new(shared.settings.stage.clone(), limits.staged_bytes);
         self.intake.limit = limits.request_bytes;
-        self.who = Who::Admin(Box::new(Session::new(replica, stage)));
+        self.who = Who::Admin(Box::new(Session::new(replica, shared.target.capabilities().sieve_mailboxes, stage)));
         debug!(peer = self.peer, user = %String::from_utf8_lossy(user).escape_debug(), "logged in");
         Ok(())
     }

@@ -9,6 +9,7 @@ use crate::model::{
     AccountView, Annotation, BodyRef, FlagName, MailboxUpdate, MailboxView, MboxName, MboxType, MessageGuid, Partition,
     Record, Replica, ReplicaError, SieveName, Since, Step, SyncCrcs, UniqueId, UserId,
 };
+use std::collections::BTreeSet;
 use std::io::{self, Read, Write};
 use tracing::{debug, warn};
 
@@ -56,18 +57,24 @@ type Done = Result<(), Refused>;
 pub(super) struct Session {
     replica: Box<dyn Replica>,
     pub stage: Stage,
+    /// The replica can have them at all.
+    takes_sieve_mailboxes: bool,
     sieve_mailboxes: bool,
+    /// Where the bodies are that a client was told not to send.
+    reserved: BTreeSet<MboxName>,
     /// The oldest form in which this client has sent a mailbox.
     era: Era,
 }
 
 impl Session {
-    pub fn new(replica: Box<dyn Replica>, stage: Stage) -> Self {
-        Self { replica, stage, sieve_mailboxes: false, era: Era::Three2 }
+    pub fn new(replica: Box<dyn Replica>, takes_sieve_mailboxes: bool, stage: Stage) -> Self {
+        let reserved = BTreeSet::new();
+        Self { replica, stage, takes_sieve_mailboxes, sieve_mailboxes: false, reserved, era: Era::Three2 }
     }
 
     /// Forgets what is staged.
     pub fn restart(&mut self) -> Done {
+        self.reserved.clear();
         self.stage.clear();
         Ok(self.replica.restart()?)
     }
@@ -129,6 +136,9 @@ impl Session {
             Request::Reserve { names, guids } => {
                 let asked: Vec<MessageGuid> = guids.iter().copied().filter(|guid| !self.stage.has(guid)).collect();
                 let found = self.replica.has_bodies(&asked, &names)?;
+                if !found.is_empty() {
+                    self.reserved.extend(names);
+                }
                 let missing: Vec<&MessageGuid> = asked.iter().filter(|guid| !found.contains(*guid)).collect();
                 if !missing.is_empty() {
                     out.write_all(&reply::missing(missing.into_iter()))?;
@@ -136,7 +146,8 @@ impl Session {
                 Ok(())
             }
             Request::Capabilities(names) => {
-                let sieve = names.iter().any(|name| name.eq_ignore_ascii_case(SIEVE_MAILBOX.as_bytes()));
+                let sieve = self.takes_sieve_mailboxes
+                    && names.iter().any(|name| name.eq_ignore_ascii_case(SIEVE_MAILBOX.as_bytes()));
                 self.sieve_mailboxes |= sieve;
                 let enabled = if sieve { &[SIEVE_MAILBOX][..] } else { &[] };
                 Ok(out.write_all(&reply::enabled(enabled))?)
@@ -295,7 +306,7 @@ impl Session {
             annotations,
             records,
             bodies,
-            reserve_from: Vec::new(),
+            reserve_from: self.reserved.iter().cloned().collect(),
             create: true,
         };
         let name = update.head.name.clone();

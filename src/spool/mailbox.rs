@@ -8,10 +8,10 @@ use super::layout::{Layout, MetaFile};
 use super::read::{self, SHARE_FROM, SHARE_PATIENCE, TRIES, pause, read_at};
 use super::{format_error, io_error, lock};
 use crate::cyrus::annotations::{self, Userids};
-use crate::cyrus::{FormatError, db, header, index};
+use crate::cyrus::{self, FormatError, db, header, index};
 use crate::model::{
-    Body, BodyRef, BodySource, Disposition, Fingerprint, MailboxEntry, MailboxHead, MailboxSnapshot, ModSeq, Options,
-    Record, StoreError, SystemFlags, Uid, UniqueId,
+    Body, BodyRef, BodySource, Disposition, Fingerprint, MailboxEntry, MailboxSnapshot, Options, Record, StoreError,
+    SystemFlags, Uid, UniqueId,
 };
 use std::fs::File;
 use std::os::unix::fs::MetadataExt;
@@ -184,31 +184,7 @@ fn digest(
     // Above the header's only after a crash between two writes (no writer is at work): IMAP shows these records, and the
     // header says so with the next commit.
     let highest = records.iter().map(|record| record.modseq).max().unwrap_or_default();
-    let head = MailboxHead {
-        uniqueid: entry.uniqueid.clone(),
-        name: entry.name.clone(),
-        mbtype: entry.mbtype.clone(),
-        partition: entry.partition.clone(),
-        acl: entry.acl.clone(),
-        options: index_header.options(),
-        uidvalidity: index_header.uidvalidity,
-        last_uid: index_header.last_uid,
-        highestmodseq: index_header.highestmodseq.max(highest).max(ModSeq(1)),
-        recentuid: index_header.recentuid,
-        recenttime: index_header.recenttime,
-        last_appenddate: index_header.last_appenddate,
-        pop3_last_login: index_header.pop3_last_login,
-        pop3_show_after: index_header.pop3_show_after,
-        createdmodseq: if index_header.createdmodseq > ModSeq(0) {
-            index_header.createdmodseq
-        } else {
-            entry.createdmodseq
-        },
-        foldermodseq: entry.foldermodseq,
-        xconvmodseq: ModSeq(0),
-        raclmodseq: ModSeq(0),
-        quotaroot: mailbox_header.quotaroot,
-    };
+    let head = cyrus::head_of(entry, &index_header, &mailbox_header, highest);
     Ok(Ok(MailboxSnapshot {
         head,
         deletedmodseq: index_header.deletedmodseq,

@@ -71,7 +71,7 @@ const HEADER: &str = "cyrus.index header";
 const RECORD: &str = "cyrus.index record";
 
 /// The header. A field that the version lacks is 0, except where its line says otherwise. Times are seconds since 1970.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct IndexHeader {
     pub generation_no: u32,
     pub format: u32,
@@ -119,7 +119,7 @@ pub struct IndexHeader {
 }
 
 /// One record with what is kept only on this disk.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct IndexRecord {
     /// What replication is about; annotations are elsewhere and empty here.
     pub record: Record,
@@ -167,6 +167,11 @@ impl IndexHeader {
     pub fn layout(&self) -> Result<&'static Layout, FormatError> {
         layout_of(self.minor_version)
     }
+}
+
+/// The table of a version; of one that is not known the newest.
+pub fn layout(minor_version: u32) -> &'static Layout {
+    layout_of(minor_version).unwrap_or(&v20::V20)
 }
 
 fn layout_of(minor_version: u32) -> Result<&'static Layout, FormatError> {

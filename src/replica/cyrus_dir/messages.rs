@@ -1,0 +1,273 @@
+//! Message files: brought, checked against their GUIDs, put on the disk under names nobody knows, and then, all
+//! together, under their own. What a mailbox here has already is linked.
+
+use super::DirError;
+use super::disk::Disk;
+use super::held::{Facts, Held};
+use crate::archive::Change;
+use crate::cyrus::date;
+use crate::model::{BodyRef, BodySource, Disposition, MessageGuid, Record, StoreError, Uid};
+use sha1::{Digest, Sha1};
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+/// Where messages of other mailboxes lie, by GUID.
+pub(super) type Elsewhere = HashMap<MessageGuid, PathBuf>;
+
+/// As much of a message is looked at for its header.
+const MAX_HEADER: usize = 1 << 20;
+
+const CHUNK: usize = 256 << 10;
+
+/// More new files than this are brought to the disk together.
+const FEW: usize = 4;
+
+/// Messages under their staging names; what is not published is removed.
+pub(super) struct Staged<'a> {
+    disk: &'a Disk,
+    dir: PathBuf,
+    files: Vec<(Uid, PathBuf)>,
+    pub facts: HashMap<Uid, Facts>,
+    /// Bytes that came from the source.
+    pub brought: u64,
+}
+
+pub(super) fn message_path(dir: &Path, uid: Uid) -> PathBuf {
+    dir.join(format!("{}.", uid.0))
+}
+
+impl Drop for Staged<'_> {
+    fn drop(&mut self) {
+        self.files.iter().for_each(|(_, path)| drop(std::fs::remove_file(path)));
+    }
+}
+
+/// Stages every message of `change` that is new in the mailbox. `stage` is a directory of the same file system.
+pub(super) fn stage<'a>(
+    disk: &'a Disk,
+    stage: &Path,
+    held: &Held,
+    change: &Change,
+    bodies: &[BodyRef],
+    source: &dyn BodySource,
+    elsewhere: &dyn Fn() -> Result<Elsewhere, DirError>,
+) -> Result<Staged<'a>, DirError> {
+    let mut staged = Staged { disk, dir: held.dir().to_owned(), files: Vec::new(), facts: HashMap::new(), brought: 0 };
+    let new: Vec<&Record> =
+        change.records.iter().filter(|record| !record.is_expunged() && held.record(record.uid).is_none()).collect();
+    if new.is_empty() {
+        return Ok(staged);
+    }
+    let io = |error| DirError::io(stage, error);
+    disk.make_dir(stage).map_err(io)?;
+    disk.make_dir(held.dir()).map_err(|error| DirError::io(held.dir(), error))?;
+    let brought: HashMap<MessageGuid, &BodyRef> = bodies.iter().map(|body| (body.guid, body)).collect();
+    let mut known: Elsewhere = held
+        .mailbox
+        .records
+        .iter()
+        .filter(|record| !record.is_unlinked())
+        .map(|record| (record.guid, message_path(held.dir(), record.uid)))
+        .collect();
+    let mut asked = false;
+    for record in new {
+        let path = stage.join(format!("{}.{}", record.uid.0, record.guid));
+        staged.files.push((record.uid, path.clone()));
+        // The one that a run before this has left under its own name is not trusted, only read.
+        let own = message_path(held.dir(), record.uid);
+        let mut facts = staged.link(&own, &path, record)?;
+        if facts.is_none() {
+            if !known.contains_key(&record.guid) && !asked {
+                asked = true;
+                for (guid, path) in elsewhere()? {
+                    known.entry(guid).or_insert(path);
+                }
+            }
+            if let Some(from) = known.get(&record.guid) {
+                facts = staged.link(from, &path, record)?;
+            }
+        }
+        if facts.is_none()
+            && let Some(body) = brought.get(&record.guid)
+        {
+            facts = Some(staged.bring(&path, body, source)?);
+        }
+        let Some(facts) = facts else {
+            return Err(DirError::Changed(format!("the body {} is not here", record.guid)));
+        };
+        known.insert(record.guid, path);
+        staged.facts.insert(record.uid, facts);
+        let when = SystemTime::UNIX_EPOCH + Duration::from_secs(record.internaldate.max(0).unsigned_abs());
+        let last = staged.files.last().map(|(_, path)| path.clone()).unwrap_or_default();
+        File::open(&last).and_then(|file| file.set_modified(when)).map_err(|error| DirError::io(&last, error))?;
+    }
+    match staged.files.len() {
+        0..FEW => {
+            for (_, path) in &staged.files {
+                let synced = File::open(path).and_then(|file| disk.sync(&file, path));
+                synced.map_err(|error| DirError::io(path, error))?;
+            }
+        }
+        _ => disk.sync_all_below(stage).map_err(io)?,
+    }
+    Ok(staged)
+}
+
+impl Staged<'_> {
+    /// A further name for a message that is here, if it is what it ought to be.
+    fn link(&self, from: &Path, to: &Path, record: &Record) -> Result<Option<Facts>, DirError> {
+        if !std::fs::metadata(from).is_ok_and(|meta| meta.len() == record.size) {
+            return Ok(None);
+        }
+        let mut checked = Checked::default();
+        let mut file = File::open(from).map_err(|error| DirError::io(from, error))?;
+        let mut chunk = vec![0; CHUNK];
+        loop {
+            let count = file.read(&mut chunk).map_err(|error| DirError::io(from, error))?;
+            if count == 0 {
+                break;
+            }
+            checked.add(chunk.get(..count).unwrap_or_default());
+        }
+        if checked.guid() != record.guid {
+            return Ok(None);
+        }
+        self.disk.link(from, to).map_err(|error| DirError::io(to, error))?;
+        Ok(Some(checked.facts()))
+    }
+
+    /// Brings a message from the source.
+    fn bring(&mut self, path: &Path, body: &BodyRef, source: &dyn BodySource) -> Result<Facts, DirError> {
+        let wrong = |disposition, fault: String| {
+            let message = format!("message file of UID {} is not what its record says: {fault}", body.uid.0);
+            DirError::Body { uid: body.uid, error: StoreError::new(disposition, message) }
+        };
+        let reader = source.open(body).map_err(|error| DirError::Body { uid: body.uid, error })?.reader;
+        // One byte too many is as wrong as one too few.
+        let mut reader = reader.take(body.size.saturating_add(1));
+        let file = self.disk.create(path).map_err(|error| DirError::io(path, error))?;
+        let mut checked = Checked::default();
+        let mut chunk = vec![0; CHUNK];
+        loop {
+            let count = match reader.read(&mut chunk) {
+                Ok(0) => break,
+                Ok(count) => count,
+                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => continue,
+                Err(error) => return Err(wrong(Disposition::RetrySoon, error.to_string())),
+            };
+            let bytes = chunk.get(..count).unwrap_or_default();
+            checked.add(bytes);
+            self.brought += bytes.len() as u64;
+            self.disk.write(&file, path, bytes).map_err(|error| DirError::io(path, error))?;
+        }
+        if checked.size != body.size {
+            return Err(wrong(Disposition::Quarantine, format!("{} bytes, expected {}", checked.size, body.size)));
+        }
+        let guid = checked.guid();
+        if guid != body.guid {
+            return Err(wrong(Disposition::Quarantine, format!("SHA-1 is {guid}, expected {}", body.guid)));
+        }
+        Ok(checked.facts())
+    }
+
+    /// Gives every message its name in the mailbox. From here on only the index is missing.
+    pub fn publish(&mut self) -> Result<(), DirError> {
+        if self.files.is_empty() {
+            return Ok(());
+        }
+        for (uid, path) in &self.files {
+            let to = message_path(&self.dir, *uid);
+            self.disk.rename(path, &to).map_err(|error| DirError::io(&to, error))?;
+            // Two names of one file: then the rename has done nothing.
+            let _ = std::fs::remove_file(path);
+        }
+        self.files.clear();
+        self.disk.sync_dir(&self.dir).map_err(|error| DirError::io(&self.dir, error))
+    }
+}
+
+/// A message on its way through: hash, length, header.
+#[derive(Default)]
+struct Checked {
+    sha1: Sha1,
+    size: u64,
+    /// Up to the empty line, or all there is room for.
+    head: Vec<u8>,
+    header_size: Option<usize>,
+}
+
+impl Checked {
+    fn add(&mut self, bytes: &[u8]) {
+        self.sha1.update(bytes);
+        self.size += bytes.len() as u64;
+        if self.header_size.is_some() || self.head.len() >= MAX_HEADER {
+            return;
+        }
+        let from = self.head.len().saturating_sub(3);
+        self.head.extend_from_slice(bytes);
+        self.header_size = header_end(&self.head, from);
+    }
+
+    fn guid(&self) -> MessageGuid {
+        MessageGuid(self.sha1.clone().finalize().into())
+    }
+
+    fn facts(self) -> Facts {
+        let header_size = self.header_size.unwrap_or(usize::try_from(self.size).unwrap_or(usize::MAX));
+        let head = self.head.get(..header_size.min(self.head.len())).unwrap_or_default();
+        let sent = date_value(head).map(|value| date::parse(&value)).unwrap_or_default();
+        let sentdate = sent.day.and_then(local_midnight).unwrap_or(0);
+        Facts { header_size: u32::try_from(header_size).unwrap_or(u32::MAX), sentdate, gmtime: sent.gmtime }
+    }
+}
+
+/// Where the body begins; `from` is where to look first.
+fn header_end(head: &[u8], from: usize) -> Option<usize> {
+    // A message without a header begins with the empty line.
+    if head.starts_with(b"\r\n") {
+        return Some(2);
+    }
+    let rest = head.get(from..)?;
+    rest.windows(4).position(|four| four == b"\r\n\r\n").map(|at| from + at + 4)
+}
+
+/// The first Date header, unfolded.
+fn date_value(head: &[u8]) -> Option<Vec<u8>> {
+    let mut lines = head.split(|&byte| byte == b'\n').map(|line| line.strip_suffix(b"\r").unwrap_or(line));
+    let first = lines.find_map(|line| {
+        let (name, value) = line.split_at_checked(5)?;
+        name.eq_ignore_ascii_case(b"date:").then_some(value)
+    })?;
+    let mut value = first.to_vec();
+    for line in lines.take_while(|line| matches!(line.first(), Some(b' ' | b'\t'))) {
+        value.extend_from_slice(line);
+    }
+    Some(value)
+}
+
+/// Cyrus keeps the day by the clock of the machine it runs on.
+fn local_midnight((year, month, day): (i32, u32, u32)) -> Option<i64> {
+    use chrono::TimeZone;
+    let midnight = chrono::NaiveDate::from_ymd_opt(year, month, day)?.and_hms_opt(0, 0, 0)?;
+    Some(chrono::Local.from_local_datetime(&midnight).earliest()?.timestamp()).filter(|seconds| *seconds >= 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn headers_end_where_the_body_begins_however_the_pieces_come() {
+        let text = b"From: a\r\nDate: Mon, 7 Feb 1994\r\n 21:52:25 -0800 (PST)\r\nX: y\r\n\r\nbody\r\n\r\nmore";
+        for size in 1..text.len() {
+            let mut checked = Checked::default();
+            text.chunks(size).for_each(|piece| checked.add(piece));
+            let facts = checked.facts();
+            assert_eq!((facts.header_size, facts.gmtime), (63, 760_686_745), "pieces of {size}");
+        }
+        assert_eq!(text.get(63..67), Some(&b"body"[..]));
+    }
+}
