@@ -3,6 +3,8 @@
 //!
 //! `tests/run stores DIR…` runs the first test for any folder with stores in the shape of `fixtures/spools`.
 
+#[path = "push/deep.rs"]
+mod deep;
 #[path = "push/deleted.rs"]
 mod deleted;
 #[path = "push/listing.rs"]

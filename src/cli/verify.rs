@@ -2,7 +2,7 @@
 
 use super::setup::Setup;
 use super::{Common, Exit, Failure, Outcome};
-use crate::engine::{Lane, verify as engine_verify};
+use crate::engine::{Depth, Extent, Lane, verify as engine_verify};
 use crate::model::{MailStore, UserId};
 use clap::Args;
 use std::collections::BTreeSet;
@@ -16,11 +16,32 @@ pub(super) struct VerifyArgs {
     /// Compare the replica with this archive instead of the live spool: file:///DIR
     #[arg(long, value_name = "URL")]
     from: Option<String>,
+    /// Compare every record, also where the checksums over them agree
+    #[arg(long)]
+    records: bool,
+    /// Compare every record, and hash the source's message files
+    #[arg(long)]
+    bodies: bool,
+    /// The same, and have the replica give its message files back and hash them
+    #[arg(long)]
+    fetch: bool,
+    /// Read at most so many MiB of message files in a second
+    #[arg(long, value_name = "MIB")]
+    rate: Option<u64>,
 }
 
 impl VerifyArgs {
     pub(super) fn everything() -> Self {
-        Self { users: Vec::new(), from: None }
+        Self { users: Vec::new(), from: None, records: false, bodies: false, fetch: false, rate: None }
+    }
+
+    fn depth(&self) -> Depth {
+        match self {
+            Self { fetch: true, .. } => Depth::BothBodies,
+            Self { bodies: true, .. } => Depth::Bodies,
+            Self { records: true, .. } => Depth::Records,
+            _ => Depth::Checksums,
+        }
     }
 }
 
@@ -49,7 +70,7 @@ pub(super) fn verify(common: &Common, args: &VerifyArgs) -> Outcome {
             &mut *session,
             &target.capabilities(),
             replica_state.as_ref(),
-            lanes.as_deref(),
+            Extent { lanes: lanes.as_deref(), depth: args.depth(), rate: args.rate.map(|mib| mib << 20) },
             &mut |done, total| {
                 bar.set_length(total as u64);
                 bar.set_position(done as u64);
@@ -76,6 +97,9 @@ pub(super) fn verify(common: &Common, args: &VerifyArgs) -> Outcome {
         }
         for (object, lost) in &report.not_held {
             writeln!(out, "{object}: the replica is too old for the {lost}; the rest is compared")?;
+        }
+        for (object, reason) in &report.not_carried {
+            writeln!(out, "{object}: not replicated: {reason}")?;
         }
         for (object, reason) in &report.unreadable {
             writeln!(out, "{object}: cannot be read at the source: {reason}")?;

@@ -185,6 +185,14 @@ pub fn fetch_sieve(user: &UserId, file: &[u8]) -> Vec<u8> {
     request.field("USERID", user.as_bytes()).field("FILENAME", file).raw(")").end()
 }
 
+/// `GET FETCH`: the file of one message. Releases before 3.0 pass over UNIQUEID.
+pub fn fetch(name: &MboxName, partition: &Partition, id: &UniqueId, guid: &MessageGuid, uid: Uid) -> Vec<u8> {
+    let mut request = Request::new("GET FETCH %(");
+    request.field("MBOXNAME", name.as_bytes()).field("PARTITION", partition.as_bytes());
+    request.field("UNIQUEID", id.as_bytes()).field("GUID", guid.to_string().as_bytes());
+    request.raw(" UID ").number(uid.0).raw(")").end()
+}
+
 /// `APPLY EXPUNGE`.
 pub fn expunge(name: &MboxName, uniqueid: &UniqueId, uids: &[Uid]) -> Vec<u8> {
     let mut request = Request::new("APPLY EXPUNGE %(");
@@ -323,6 +331,8 @@ pub enum Untagged {
     Annotation(Annotation),
     Missing(Vec<MessageGuid>),
     Enabled(Vec<String>),
+    /// The file of a message; empty where the server finds it to be another one.
+    Message(Vec<u8>),
     Other,
 }
 
@@ -363,6 +373,12 @@ pub fn untagged(line: &[u8]) -> Result<Untagged, AnswerError> {
             last_update: value.field("LAST_UPDATE").and_then(Value::as_number).unwrap_or_default(),
             guid: value.field("GUID").and_then(Value::as_text).and_then(MessageGuid::parse_hex).unwrap_or_default(),
             active: value.field("ISACTIVE").and_then(Value::as_number::<u32>) == Some(1),
+        },
+        b"MESSAGE" => match value {
+            Value::File { data, .. } => Untagged::Message(data),
+            // It hashes the file itself, and says so where that is another message.
+            Value::Nil => Untagged::Message(Vec::new()),
+            _ => return Err(missing("file")),
         },
         b"ANNOTATION" => Untagged::Annotation(annotation_view(&value).ok_or_else(|| missing("ENTRY"))?),
         b"MISSING" => {

@@ -15,6 +15,7 @@ pub mod sieve;
 pub mod subs;
 pub mod sync_log;
 pub mod synccrc;
+pub mod user_deny;
 
 use crate::model::{MailboxEntry, MailboxHead, ModSeq};
 

@@ -34,7 +34,7 @@ pub use names::Source;
 pub use queue::{Backoff, Failure, Item, Lane, QueueStats};
 pub use route::quota_lane;
 pub use scan::{ScanReport, scan};
-pub use verify::{Difference, VerifyError, VerifyReport, verify};
+pub use verify::{Depth, Difference, Extent, VerifyError, VerifyReport, verify};
 
 use crate::model::{MailStore, MboxName, Notice, ReplicaError, ReplicaTarget, Step, StoreError, UniqueId};
 use crate::state::{ReplicaState, Slot};

@@ -1,16 +1,18 @@
 //! Both sides compared, mailbox by mailbox, through the replica's own words. Nothing is changed on either.
 
+use super::held::{guid_of, why_not};
 use super::names::Source;
 use super::queue::Lane;
 use super::{diff, loss};
 use crate::model::{
-    Capabilities, MailStore, MailboxEntry, MailboxSnapshot, MailboxView, MboxName, Replica, ReplicaError, SystemFlags,
-    UniqueId, UserPart,
+    Capabilities, Disposition, MailStore, MailboxEntry, MailboxSnapshot, MailboxView, MboxName, Replica, ReplicaError,
+    StoreError, SystemFlags, UniqueId, UserPart,
 };
 use crate::state::ReplicaState;
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 /// One thing that is not the same on both sides.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -36,6 +38,12 @@ pub struct VerifyReport {
     pub unreadable: Vec<(String, String)>,
     /// What the replica is too old to hold, by object; no difference.
     pub not_held: Vec<(String, String)>,
+    /// What the source holds and no replication carries; no difference.
+    pub not_carried: Vec<(String, String)>,
+    /// Of the source's message files.
+    pub hashed_bytes: u64,
+    /// Of message files that the replica gave back.
+    pub fetched_bytes: u64,
 }
 
 /// Why a verification could not be made.
@@ -47,15 +55,40 @@ pub enum VerifyError {
     Replica(#[from] ReplicaError),
 }
 
+/// How far a verification looks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Depth {
+    /// Records only where the checksums over them differ.
+    #[default]
+    Checksums,
+    /// Every record of every mailbox.
+    Records,
+    /// And the source's message files are what their records say.
+    Bodies,
+    /// And what the replica gives back as those messages.
+    BothBodies,
+}
+
+/// What is verified, and how.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Extent<'a> {
+    /// All when `None`.
+    pub lanes: Option<&'a [Lane]>,
+    pub depth: Depth,
+    /// Bytes of message files in a second, at most.
+    pub rate: Option<u64>,
+}
+
 /// Compares the lanes (all when `None`); `progress` is called after each with how many are done of how many.
 pub fn verify(
     store: &dyn MailStore,
     session: &mut dyn Replica,
     caps: &Capabilities,
     state: Option<&ReplicaState>,
-    lanes: Option<&[Lane]>,
+    extent: Extent<'_>,
     progress: &mut dyn FnMut(usize, usize),
 ) -> Result<VerifyReport, VerifyError> {
+    let lanes = extent.lanes;
     let source = Source::new(store.listing()?);
     let prefix = store.deleted_prefix();
     let mut all: BTreeSet<Lane> = source.listing.entries.iter().map(|entry| Lane::of(&entry.name, prefix)).collect();
@@ -63,7 +96,16 @@ pub fn verify(
     if let Some(lanes) = lanes {
         all = lanes.iter().cloned().collect();
     }
-    let mut verifier = Verifier { store, session, caps, state, source, report: VerifyReport::default() };
+    let mut verifier = Verifier {
+        store,
+        session,
+        caps,
+        state,
+        source,
+        extent,
+        begun: Instant::now(),
+        report: VerifyReport::default(),
+    };
     let total = all.len();
     for (done, lane) in all.into_iter().enumerate() {
         verifier.lane(&lane)?;
@@ -73,6 +115,7 @@ pub fn verify(
     let left_out = verifier.source.listing.unreadable.iter().filter(|left_out| asked(&left_out.name));
     let left_out = left_out.map(|left_out| (left_out.name.to_string(), left_out.reason.clone()));
     verifier.report.unreadable.extend(left_out);
+    verifier.report.not_carried = store.not_carried()?;
     Ok(verifier.report)
 }
 
@@ -82,6 +125,8 @@ struct Verifier<'a> {
     caps: &'a Capabilities,
     state: Option<&'a ReplicaState>,
     source: Source,
+    extent: Extent<'a>,
+    begun: Instant,
     report: VerifyReport,
 }
 
@@ -185,8 +230,11 @@ impl Verifier<'_> {
         let crcs = diff::crcs(&snapshot, self.caps);
         let same = theirs.crc_basic.is_none_or(|theirs| theirs == crcs.basic)
             && (crcs.annot == 0 || theirs.crc_annot.is_none_or(|theirs| theirs == crcs.annot));
-        if same {
+        if same && self.extent.depth == Depth::Checksums {
             return Ok(());
+        }
+        if self.extent.depth >= Depth::Bodies {
+            self.bodies(lane, entry, &snapshot, theirs)?;
         }
         let Some(full) = self.session.view_full(&name)? else { return Ok(()) };
         let mut have: BTreeMap<_, _> = full.records.iter().flatten().map(|record| (record.uid, record)).collect();
@@ -195,7 +243,7 @@ impl Verifier<'_> {
                 None if record.is_expunged() => {}
                 None => {
                     let bodies = self.store.bodies(entry)?;
-                    if let Some(reason) = super::held::why_not(&*bodies, record) {
+                    if let Some(reason) = why_not(&*bodies, record) {
                         self.report.unreadable.push((format!("{name} UID {}", record.uid.0), reason));
                         continue;
                     }
@@ -215,6 +263,51 @@ impl Verifier<'_> {
             self.differ(lane, format!("{name} UID {}", other.uid.0), "only on the replica", "", other.guid);
         }
         Ok(())
+    }
+
+    /// Hashes the message files of one mailbox.
+    fn bodies(
+        &mut self,
+        lane: &Lane,
+        entry: &MailboxEntry,
+        snapshot: &MailboxSnapshot,
+        theirs: &MailboxView,
+    ) -> Result<(), VerifyError> {
+        let bodies = self.store.bodies(entry)?;
+        for record in snapshot.records.iter().filter(|record| !record.is_expunged()) {
+            let object = format!("{} UID {}", entry.name, record.uid.0);
+            if let Some(reason) = why_not(&*bodies, record) {
+                let now = self.store.mailbox(entry)?.map(|now| now.records).unwrap_or_default();
+                if !now.iter().any(|now| now.uid == record.uid && !now.is_expunged()) {
+                    continue;
+                }
+                self.report.unreadable.push((object, reason));
+                continue;
+            }
+            self.hashed(record.size);
+            if self.extent.depth < Depth::BothBodies {
+                continue;
+            }
+            let Some(body) = self.session.message(&theirs.head, record)? else {
+                self.differ(lane, object, "message file missing on the replica", record.guid, "");
+                continue;
+            };
+            let (guid, size) = guid_of(body.reader)
+                .map_err(|error| StoreError::new(Disposition::RetrySoon, format!("{object}: {error}")))?;
+            self.report.fetched_bytes += size;
+            if guid != record.guid {
+                self.differ(lane, object, "message file", record.guid, format!("{guid} ({size} bytes)"));
+            }
+        }
+        Ok(())
+    }
+
+    /// Counts what was read, and waits where that was too fast.
+    fn hashed(&mut self, bytes: u64) {
+        self.report.hashed_bytes += bytes;
+        let Some(rate) = self.extent.rate.filter(|rate| *rate > 0) else { return };
+        let due = Duration::from_secs_f64(self.report.hashed_bytes as f64 / rate as f64);
+        std::thread::sleep(due.saturating_sub(self.begun.elapsed()));
     }
 
     fn quotas(

@@ -2,8 +2,8 @@
 //! Nothing between them names either.
 
 use super::{
-    AccountView, Annotation, BodyRef, MailboxEntry, MailboxSnapshot, MailboxView, MboxName, MessageGuid, QuotaLimits,
-    QuotaRoot, SieveName, Step, Uid, UniqueId, UserId, UserMeta,
+    AccountView, Annotation, BodyRef, MailboxEntry, MailboxHead, MailboxSnapshot, MailboxView, MboxName, MessageGuid,
+    QuotaLimits, QuotaRoot, Record, SieveName, Step, Uid, UniqueId, UserId, UserMeta,
 };
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
@@ -231,6 +231,11 @@ pub trait MailStore: Send + Sync {
     /// Annotations of every mailbox that has any: by uniqueid, with the mark by which a change is noticed.
     fn annotated_mailboxes(&self) -> Result<BTreeMap<UniqueId, Vec<Annotation>>, StoreError>;
 
+    /// What the store holds and no replication carries: the object, and what becomes of it.
+    fn not_carried(&self) -> Result<Vec<(String, String)>, StoreError> {
+        Ok(Vec::new())
+    }
+
     /// Sieve scripts live in mailboxes of type `f` (3.6 and later) and travel as those.
     fn sieve_in_mailboxes(&self) -> bool;
 
@@ -274,6 +279,11 @@ pub trait Replica: Send {
     /// A body that a mailbox there has; `None` also where a replica gives none back.
     fn body(&mut self, _name: &MboxName, _guid: &MessageGuid) -> Result<Option<Body>, ReplicaError> {
         Ok(None)
+    }
+
+    /// What a mailbox there keeps as the message of this record; `None` also where a replica gives none back.
+    fn message(&mut self, head: &MailboxHead, record: &Record) -> Result<Option<Body>, ReplicaError> {
+        self.body(&head.name, &record.guid)
     }
 
     /// The text of a Sieve script; `None` also where a replica gives none back.

@@ -65,6 +65,7 @@ pub struct Layout {
     pub lock_root: PathBuf,
     pub mailboxes_db: PathBuf,
     pub annotations_db: PathBuf,
+    pub user_deny_db: PathBuf,
     /// `quota_db_path`, where quotas are one database; the legacy directory is `<conf>/quota`.
     pub quotas_db: Option<PathBuf>,
     pub hashing: Hashing,
@@ -111,6 +112,7 @@ impl Layout {
             lock_root: db("mboxname_lockpath", "lock"),
             mailboxes_db: db("mboxlist_db_path", "mailboxes.db"),
             annotations_db: db("annotation_db_path", "annotations.db"),
+            user_deny_db: db("userdeny_db_path", "user_deny.db"),
             quotas_db: (!legacy).then(|| db("quota_db_path", "quotas.db")),
             hashing: Hashing { spool: conf.switch("hashimapspool", false), full: conf.switch("fulldirhash", false) },
             servername: conf.get("servername").map(|name| name.as_bytes().to_vec()),

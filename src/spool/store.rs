@@ -8,6 +8,7 @@ use super::{format_error, users};
 use crate::cyrus::annotations::{self, Userids};
 use crate::cyrus::imapd_conf::ImapdConf;
 use crate::cyrus::mboxlist::{self, Row, Standing};
+use crate::cyrus::user_deny;
 use crate::model::{
     Annotation, BodySource, Disposition, Fingerprint, LeftOut, Listing, MailStore, MailboxEntry, MailboxSnapshot,
     MboxName, Memory, QuotaLimits, QuotaRoot, StoreError, UniqueId, UserId, UserMeta,
@@ -464,6 +465,26 @@ impl MailStore for LiveSpool {
             if !list.is_empty() {
                 out.insert(entry.uniqueid.clone(), list);
             }
+        }
+        Ok(out)
+    }
+
+    fn not_carried(&self) -> Result<Vec<(String, String)>, StoreError> {
+        let path = &self.layout.user_deny_db;
+        let mut out = Vec::new();
+        for (user, value) in &super::read::read_db(std::slice::from_ref(path))? {
+            let denied = match user_deny::parse_value(value) {
+                Ok(denied) => denied.services,
+                Err(error) => error.to_string(),
+            };
+            let what =
+                format!("{} denies {denied}; csync has no word for it: copy the file to the replica", path.display());
+            out.push((format!("user {}", String::from_utf8_lossy(user)), what));
+        }
+        if self.layout.sieve_in_homes {
+            let what =
+                "are in home directories (sieveusehomedir), out of reach: bring them over with timsieved's protocol";
+            out.push(("all users' sieve scripts".to_owned(), what.to_owned()));
         }
         Ok(out)
     }

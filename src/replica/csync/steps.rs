@@ -3,10 +3,11 @@
 use super::guard;
 use super::session::{Session, There};
 use super::update::cannot_be_made;
-use crate::csync::{Dialect, command};
+use crate::csync::Dialect;
+use crate::csync::command::{self, Untagged};
 use crate::model::{
-    AccountView, Annotation, BodySource, MailboxView, MboxName, Partition, QuotaLimits, QuotaRoot, Replica,
-    ReplicaError, Step, Uid, UniqueId, UserId,
+    AccountView, Annotation, Body, BodySource, MailboxHead, MailboxView, MboxName, Partition, QuotaLimits, QuotaRoot,
+    Record, Replica, ReplicaError, Step, Uid, UniqueId, UserId,
 };
 use std::time::Duration;
 
@@ -170,6 +171,20 @@ impl Replica for Session {
         views.retain(|view| view.head.uniqueid == *id && !view.head.mbtype.is_deleted());
         self.annotations_apart(&mut views)?;
         Ok(views.pop())
+    }
+
+    fn message(&mut self, head: &MailboxHead, record: &Record) -> Result<Option<Body>, ReplicaError> {
+        let partition = self.partition(&head.partition);
+        let request = command::fetch(&head.name, &partition, &head.uniqueid, &record.guid, record.uid);
+        let answers = match self.request(&request) {
+            Err(ReplicaError::NoSuchMailbox(_)) => return Ok(None),
+            answers => answers?,
+        };
+        let file = answers.into_iter().find_map(|answer| match answer {
+            Untagged::Message(data) => Some(data),
+            _ => None,
+        });
+        Ok(file.map(|data| Body { size: data.len() as u64, reader: Box::new(std::io::Cursor::new(data)) }))
     }
 
     fn view_quota(&mut self, root: &QuotaRoot) -> Result<Option<QuotaLimits>, ReplicaError> {
