@@ -14,6 +14,7 @@ const LAYOUTS: &[(&str, &str)] = &[
     ("b", "hashimapspool, fulldirhash, unixhierarchysep, virtdomains"),
     ("c", "delayed delete and expunge, metapartition for header, index and cache"),
     ("d", "a second partition; conversations on 3.6"),
+    ("e", "delayed delete and expunge, conversations; from 3.6 on directories by uniqueid"),
 ];
 
 /// Letter in the table, name of the evidence, what was done.
@@ -88,8 +89,8 @@ fn render(shown: &Shown) -> String {
         }
     }
     out += "\n## Not tested\n\
-            Other releases than these as a source, though the readers know their formats (index versions 6 to 9 and 13 to 20 by\n\
-            tables and made-up files); other releases than 3.6.1 as a replica; `sieveusehomedir`; more than two partitions.\n";
+            Other releases than these as a source (index versions 6 to 9, 13 to 16 and 18 by tables and made-up files); in this run,\n\
+            other releases than 3.6.1 as a replica (tried by hand: docs/csync.md); `sieveusehomedir`; more than two partitions.\n";
     out
 }
 

@@ -14,7 +14,7 @@ mod spoiled;
 #[path = "push/untouched.rs"]
 mod untouched;
 
-use super::util::diff::Exception;
+use super::util::diff::{Exception, has_scripts_apart};
 use super::util::{CyrusServer, Evidence, Options, Rules, Spooltap, Store, cyrus, diff, snapshot, store};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -112,7 +112,7 @@ pub const QUOTA_STORAGE: &[&str] = &["users", "*", "mailboxes", "*", "quota", "*
 /// How a real replica may show a store of this release.
 pub fn rules(release: &str) -> Rules {
     let rules = Rules::recorded(release).and(STORES);
-    if release.starts_with("2.") { rules.and(SCRIPTS) } else { rules }
+    if has_scripts_apart(release) { rules.and(SCRIPTS) } else { rules }
 }
 
 /// The same limit, and a little more in use.

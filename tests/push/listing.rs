@@ -2,6 +2,7 @@
 //! and partitions, which IMAP does not show, are in it.
 
 use crate::util::CyrusServer;
+use crate::util::diff::has_scripts_apart;
 use anyhow::Context;
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
@@ -24,7 +25,7 @@ pub fn differences(truth: &Value, replica: &CyrusServer) -> anyhow::Result<Vec<S
     anyhow::ensure!(output.status.success(), "ctl_mboxlist: {}", String::from_utf8_lossy(&output.stderr));
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     let found = parse(&text.lines().collect::<Vec<_>>())?;
-    let has_scripts_apart = truth["version"].as_str().is_some_and(|release| release.starts_with("2."));
+    let has_scripts_apart = truth["version"].as_str().is_some_and(has_scripts_apart);
     Ok(compare(&expected, &found, has_scripts_apart))
 }
 

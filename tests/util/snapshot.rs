@@ -186,18 +186,22 @@ fn listed(command: &str, reply: &Reply, names: &Names, login: &str, admin: bool)
     lines
 }
 
-const ITEMS: &str = "UID FLAGS INTERNALDATE RFC822.SIZE MODSEQ BODY.PEEK[] ANNOTATION (/* (value.priv value.shared))";
+const ITEMS: &str = "UID FLAGS INTERNALDATE RFC822.SIZE MODSEQ BODY.PEEK[]";
+/// 2.4 does not know it.
+const ANNOTATIONS: &str = " ANNOTATION (/* (value.priv value.shared))";
 
 /// As many mailboxes at a time as the sockets hold commands for: the server reads none while it writes an answer.
 const AHEAD: usize = 100;
 
 fn mailboxes(session: &mut Imap, listed: &[&Listed], names: &Names) -> anyhow::Result<Value> {
     let mut out = Map::new();
+    let known = session.ok("CAPABILITY")?.lines.iter().any(|line| line.text().contains("ANNOTATE-EXPERIMENT"));
+    let annotations = if known { ANNOTATIONS } else { "" };
     for listed in listed.chunks(AHEAD) {
         for mailbox in listed {
             let name = mailbox.quoted();
             session.send(format!("EXAMINE {name}"));
-            session.send(format!("UID FETCH 1:* ({ITEMS})"));
+            session.send(format!("UID FETCH 1:* ({ITEMS}{annotations})"));
             session.send(format!("STATUS {name} (RECENT UNSEEN)"));
             session.send(format!("GETACL {name}"));
             session.send(format!("GETQUOTAROOT {name}"));
