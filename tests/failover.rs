@@ -1,6 +1,7 @@
 //! Before a replica takes over: `drain` and `failover-check` against a real replica.
 
-use super::util::{CyrusServer, Options, Rules, Spooltap, cyrus, diff, snapshot};
+use super::util::{CyrusServer, Options, Rules, Snapshot, Spooltap, cyrus, diff, snapshot, store};
+use spooltap::replay::{Player, Recording, Speed};
 use std::path::Path;
 use std::process::Output;
 use std::time::Duration;
@@ -58,4 +59,59 @@ fn go_and_no_go() {
     check(&ask(&["failover-check"]), 1, "source and replica differ");
     check(&ask(&["drain", "--wait", "--timeout", "120"]), 0, "drained");
     assert!(run.terminate().expect("ends").success());
+}
+
+#[test]
+fn an_old_server_is_moved_while_it_is_at_work() {
+    if !cyrus::installed() {
+        return;
+    }
+    let recording = Recording::open(&store::fixtures().join("replays/2.3.19-a")).expect("recording");
+    let dir = tempfile::tempdir().expect("directory");
+    let conf = recording.unpack(&dir.path().join("store")).expect("unpacks");
+    let replica = CyrusServer::start(Options::new().names_of(&conf, recording.version())).expect("starts");
+    let state = dir.path().join("state");
+    let ask = |arguments: &[&str]| Spooltap::once(&conf, &replica.url(), &state, arguments).expect("runs");
+
+    let preflight = ask(&["migrate", "preflight", "--json"]);
+    check(&preflight, 0, "\"2.3 or older\"");
+    let report: serde_json::Value = serde_json::from_slice(&preflight.stdout).expect("is JSON");
+    assert!(report["hashed_bytes"].as_u64() > Some(0) && report["hashed_bytes"] == report["message_bytes"], "{report}");
+    assert_eq!(report["replicas"][0]["lacks"], serde_json::json!([]), "{report}");
+    let nobody = "csync://repl@127.0.0.1:9";
+    let unreached = Spooltap::once(&conf, nobody, &state, &["migrate", "preflight"]).expect("runs");
+    check(&unreached, 1, "FAULT");
+
+    // Work goes on during the first seed, and between it and the daemon.
+    let mut player = Player::new(&recording, &dir.path().join("store"));
+    let mut last = None;
+    let mut play = |marks: usize| {
+        for _ in 0..marks {
+            match player.next_mark(Speed::Asap).expect("plays") {
+                Some(mark) => last = Some(mark.truth),
+                None => return false,
+            }
+        }
+        true
+    };
+    std::thread::scope(|scope| {
+        let seed = scope.spawn(|| ask(&["migrate", "seed"]));
+        assert!(play(20));
+        // Whatever changed under its hands is the daemon's to bring.
+        assert!(seed.join().expect("ends").status.code().is_some());
+    });
+    check(&ask(&["migrate", "cut-over"]), 3, "");
+    assert!(play(10));
+    let mut run = Spooltap::run(&conf, &replica.url(), &state).expect("starts");
+    run.wait_live(Duration::from_secs(60)).expect("is live");
+    while play(10) {}
+    let over = ask(&["migrate", "cut-over", "--timeout", "120", "--fetch"]);
+    check(&over, 0, "GO");
+    check(&over, 0, "way back");
+    assert!(run.terminate().expect("ends").success());
+    let truth = last.expect("has marks");
+    let users: Vec<String> = truth["users"].as_object().expect("users").keys().cloned().collect();
+    let shown = snapshot(&replica, &users).expect("is read");
+    let differences = diff(&Snapshot::recorded(&truth), &shown, &Rules::recorded(recording.version()));
+    assert!(differences.is_empty(), "{differences:#?}");
 }

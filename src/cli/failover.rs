@@ -19,6 +19,12 @@ pub(super) struct DrainArgs {
     timeout: u64,
 }
 
+impl DrainArgs {
+    pub(super) fn waiting(timeout: u64) -> Self {
+        Self { wait: true, timeout }
+    }
+}
+
 /// Between two looks. Two in a row have to be empty: a change may be on its way from the kernel to the queue.
 const LOOK: Duration = Duration::from_millis(200);
 
@@ -107,12 +113,18 @@ fn reasons(status: &Status) -> Vec<String> {
 }
 
 pub(super) fn check(common: &Common, args: &FailoverArgs) -> Outcome {
+    let everything = VerifyArgs::everything();
+    check_to(common, (!args.no_verify).then_some(&everything))
+}
+
+/// With a comparison as deep as that.
+pub(super) fn check_to(common: &Common, compare: Option<&VerifyArgs>) -> Outcome {
     let mut why = match control::ask_status(common) {
         Ok(status) => reasons(&status),
         Err(failure) => vec![format!("no daemon says how far it is: {:#}", failure.error)],
     };
-    if !args.no_verify {
-        match verify::verify(common, &VerifyArgs::everything()) {
+    if let Some(args) = compare {
+        match verify::verify(common, args) {
             Ok(Exit::Ok) => {}
             Ok(_) => why.push("source and replica differ, see above".into()),
             Err(failure) => why.push(format!("source and replica cannot be compared: {:#}", failure.error)),

@@ -10,6 +10,7 @@ mod failover;
 pub mod inspect;
 mod log;
 mod man;
+mod migrate;
 mod names;
 mod push;
 mod run;
@@ -128,6 +129,9 @@ enum Command {
     Drain(failover::DrainArgs),
     /// May the replica take over? GO or NO-GO with every reason; exit code 0 or 1
     FailoverCheck(failover::FailoverArgs),
+    /// The road from an old server to a new one: preflight, seed, cut-over
+    #[command(subcommand)]
+    Migrate(migrate::MigrateCommand),
     /// Replays a recorded store with the watcher on, into an archive, and compares it with what IMAP showed
     Demo(demo::DemoArgs),
     /// Writes the manual pages into a directory
@@ -213,6 +217,7 @@ fn dispatch(cli: Cli) -> Outcome {
         Command::Allow(args) => control::allow(common, &args),
         Command::Drain(args) => failover::drain(common, &args),
         Command::FailoverCheck(args) => failover::check(common, &args),
+        Command::Migrate(command) => migrate::migrate(common, &command),
         Command::Demo(args) => demo::demo(common, &args),
         Command::Man(args) => man::man(&args),
         Command::Completions(args) => man::completions(&args),

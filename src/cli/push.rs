@@ -42,6 +42,13 @@ pub(super) struct PushArgs {
     from: Option<String>,
 }
 
+impl PushArgs {
+    pub(super) fn everything() -> Self {
+        let which = Which { all: true, users: Vec::new(), mailboxes: Vec::new(), meta: Vec::new() };
+        Self { which, dry_run: false, compare: false, from: None }
+    }
+}
+
 pub(super) fn push(common: &Common, args: &PushArgs) -> Outcome {
     let setup = Setup::open_from(common, args.from.as_deref())?;
     let state = setup.state()?;

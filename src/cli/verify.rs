@@ -35,6 +35,11 @@ impl VerifyArgs {
         Self { users: Vec::new(), from: None, records: false, bodies: false, fetch: false, rate: None }
     }
 
+    /// Every record, and with `fetch` every message of both sides.
+    pub(super) fn in_depth(fetch: bool) -> Self {
+        Self { records: true, fetch, ..Self::everything() }
+    }
+
     fn depth(&self) -> Depth {
         match self {
             Self { fetch: true, .. } => Depth::BothBodies,
