@@ -6,6 +6,8 @@ mod fuses;
 mod login;
 #[path = "daemon/manual.rs"]
 mod manual;
+#[path = "daemon/moves.rs"]
+mod moves;
 #[path = "daemon/several.rs"]
 mod several;
 #[path = "daemon/tls.rs"]

@@ -194,6 +194,11 @@ fn table(out: &mut impl Write, status: &Status) -> io::Result<()> {
             writeln!(out, "  … and {} more (--json)", queue.failed_total - SHOWN)?;
         }
     }
+    for one in &status.moves {
+        let phase = format!("{:?}", one.phase).to_lowercase();
+        let why = one.trouble.as_ref().map_or_else(String::new, |trouble| format!(": {trouble}"));
+        writeln!(out, "move     {} to {}, {phase}{why}", one.user, one.to)?;
+    }
     for order in &status.orders {
         let word = format!("{:?}", order.word).to_lowercase();
         writeln!(out, "order    {word} {:?} at {}", order.subject, order.replica)?;

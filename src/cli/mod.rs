@@ -13,6 +13,7 @@ mod man;
 mod migrate;
 mod names;
 mod push;
+mod relocate;
 mod run;
 mod scan;
 mod serve;
@@ -123,6 +124,8 @@ enum Command {
     Retry(control::SubjectArgs),
     /// Gives a user or a mailbox up: not tried again and not counted until `retry` or `resume`
     Skip(control::SubjectArgs),
+    /// Moves a user to one replica: filled and followed, compared, then removed from the others
+    Move(relocate::MoveArgs),
     /// Lifts the fuse on mass removals for some minutes
     Allow(control::AllowArgs),
     /// Is everything confirmed? Exit code 0 yes, 1 no; with --wait it waits until it is
@@ -214,6 +217,7 @@ fn dispatch(cli: Cli) -> Outcome {
         Command::Resume(args) => control::order(common, &args, Word::Resume),
         Command::Retry(args) => control::order(common, &args, Word::Retry),
         Command::Skip(args) => control::order(common, &args, Word::Skip),
+        Command::Move(args) => relocate::relocate(common, &args),
         Command::Allow(args) => control::allow(common, &args),
         Command::Drain(args) => failover::drain(common, &args),
         Command::FailoverCheck(args) => failover::check(common, &args),

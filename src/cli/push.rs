@@ -66,7 +66,7 @@ pub(super) fn push(common: &Common, args: &PushArgs) -> Outcome {
         stop_on_fatal: true,
         allow_removals: setup.config.allow_removals,
         allow_loss: setup.config.allow_loss,
-        share: setup.share(),
+        share: setup.share()?,
         ..Options::default()
     };
     let started = Instant::now();

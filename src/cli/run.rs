@@ -2,11 +2,14 @@
 
 use super::setup::{Setup, replica_failure};
 use super::{Common, Exit, Failure, Outcome};
+use crate::daemon::moves::{Hands, Moves};
 use crate::daemon::{self, End, Running, Service};
 use crate::engine::Options;
 use clap::Args;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 use tracing::{error, info, warn};
 
 #[derive(Debug, Args)]
@@ -56,11 +59,12 @@ fn refusals(setup: &Setup) -> Result<(), Failure> {
 fn once(common: &Common, args: &RunArgs, setup: &Setup) -> Result<End<Setup>, Failure> {
     let config = &setup.config;
     let state = setup.state()?;
+    let moves = setup.moves()?;
     let options = Options {
         lanes: config.lanes,
         allow_removals: config.allow_removals,
         allow_loss: config.allow_loss,
-        share: setup.share(),
+        share: Some(moves.share(setup.rules())),
         ..Options::default()
     };
     let service = Service {
@@ -86,10 +90,25 @@ fn once(common: &Common, args: &RunArgs, setup: &Setup) -> Result<End<Setup>, Fa
             None
         }
     };
-    let end = daemon::serve(&running, &service, &reload)?;
+    let end = moving(&moves, &running, || daemon::serve(&running, &service, &moves, &reload))?;
     info!("{}", if matches!(end, End::Stop) { "stopping" } else { "reloading" });
     running.stop(config.shutdown_timeout);
     state.flush();
     info!("stopped");
     Ok(end)
+}
+
+/// Carries moves out beside `with`.
+fn moving<T>(moves: &Arc<Moves>, running: &Running, with: impl FnOnce() -> T) -> T {
+    let stop = Arc::new(AtomicBool::new(false));
+    let (hands, told) = (Hands::new(moves.clone(), running.engine.mover()), stop.clone());
+    let thread = std::thread::Builder::new().name("moves".into()).spawn(move || hands.work(&told));
+    let out = with();
+    stop.store(true, Ordering::Relaxed);
+    // It may wait for a replica that does not answer; the next start goes on where it was.
+    let deadline = Instant::now() + Duration::from_secs(5);
+    while thread.as_ref().is_ok_and(|thread| !thread.is_finished()) && Instant::now() < deadline {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    out
 }

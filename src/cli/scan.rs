@@ -22,7 +22,7 @@ pub(super) fn scan(common: &Common) -> Outcome {
     for replica in &setup.config.replicas {
         let mut report = crate::engine::scan(&*setup.store, &state.replica(&replica.url), None)
             .map_err(|error| Failure::new(Exit::Source, error))?;
-        if let Some(share) = setup.share() {
+        if let Some(share) = setup.share()? {
             report.differ.retain(|(lane, ..)| share(&replica.url, lane));
         }
         differs |= !report.differ.is_empty();

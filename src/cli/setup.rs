@@ -5,6 +5,7 @@ use crate::archive::{Archive, ArchiveStore};
 use crate::capture;
 use crate::config::{Config, Credentials, DEFAULT_STATE, Raw, ReplicaConfig};
 use crate::cyrus::imapd_conf::ImapdConf;
+use crate::daemon::moves::Moves;
 use crate::engine;
 use crate::model::{MailStore, ReplicaError, ReplicaTarget, StoreError};
 use crate::spool::{LiveSpool, open_store, read_conf};
@@ -139,6 +140,13 @@ pub(super) fn named_replicas(common: &Common) -> Result<Vec<String>, Failure> {
     Ok(typed(common)?.replica.iter().map(|one| one.url.clone()).collect())
 }
 
+/// The URL of what may be a name in the configuration.
+pub(super) fn named_replica(common: &Common, given: &str) -> Result<String, Failure> {
+    let all = typed(common)?.replica;
+    let named = all.iter().find(|one| one.name.as_deref() == Some(given));
+    Ok(named.map_or_else(|| given.to_owned(), |one| one.url.clone()))
+}
+
 /// Where our state is, without a look at anything else.
 pub(super) fn state_dir(common: &Common) -> Result<PathBuf, Failure> {
     Ok(typed(common)?.state.unwrap_or_else(|| DEFAULT_STATE.into()))
@@ -178,8 +186,13 @@ impl<S: MailStore + ?Sized> Setup<S> {
         self.config.replicas.iter().map(open).collect()
     }
 
-    /// Whether a replica is to have a lane.
-    pub(super) fn share(&self) -> Option<engine::Share> {
+    /// The book of users who were moved.
+    pub(super) fn moves(&self) -> Result<Arc<Moves>, Failure> {
+        Moves::open(&self.config.state).map_err(|error| Failure::new(Exit::State, error))
+    }
+
+    /// Which lanes a replica is to have by the rules.
+    pub(super) fn rules(&self) -> Option<engine::Share> {
         let routes = self.config.routes.clone();
         if routes.is_empty() {
             return None;
@@ -188,6 +201,12 @@ impl<S: MailStore + ?Sized> Setup<S> {
             engine::Lane::User(user) => routes.wants(replica, user.as_bytes()),
             _ => true,
         }))
+    }
+
+    /// The same by the rules and the book of moves; `None`: every replica has all.
+    pub(super) fn share(&self) -> Result<Option<engine::Share>, Failure> {
+        let (moves, rules) = (self.moves()?, self.rules());
+        Ok(if moves.all().is_empty() { rules } else { Some(moves.share(rules)) })
     }
 
     /// Replicas with their receipts.

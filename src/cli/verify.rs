@@ -55,7 +55,7 @@ pub(super) fn verify(common: &Common, args: &VerifyArgs) -> Outcome {
     let state = setup.state_to_read();
     let lanes: Vec<Lane> = args.users.iter().map(|user| Lane::User(UserId::from(user.as_str()))).collect();
     let lanes = (!lanes.is_empty()).then_some(lanes);
-    let share = setup.share();
+    let share = setup.share()?;
     let mut out = std::io::stdout().lock();
     let mut equal = true;
     for (index, target) in setup.replica_targets()?.into_iter().enumerate() {

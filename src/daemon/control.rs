@@ -23,6 +23,12 @@ pub enum Request {
         /// Name of one replica, or a part of it; all when absent.
         replica: Option<String>,
     },
+    /// Moves a user from wherever he is to one replica.
+    Move {
+        user: String,
+        /// Name of the replica, or a part of it.
+        to: String,
+    },
     /// Lifts the fuse on mass removals for some time.
     Allow {
         seconds: u64,

@@ -3,6 +3,7 @@
 mod caught_up;
 pub mod control;
 mod metrics;
+pub mod moves;
 pub mod report;
 mod serve;
 mod systemd;

@@ -1,5 +1,6 @@
 //! What a running daemon says of itself, and what a monitoring system is to make of it.
 
+use super::moves::Move;
 use crate::capture::{CaptureStats, SourceStats};
 use crate::engine::{ReplicaStats, StandingOrder};
 use serde::{Deserialize, Serialize};
@@ -20,6 +21,9 @@ pub struct Status {
     pub replicas: Vec<ReplicaStatus>,
     /// Pauses and skips in force.
     pub orders: Vec<StandingOrder>,
+    /// Users who go, or have gone, from some replicas to another.
+    #[serde(default)]
+    pub moves: Vec<Move>,
 }
 
 /// How change is noticed.

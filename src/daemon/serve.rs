@@ -2,6 +2,7 @@
 
 use super::caught_up::CaughtUp;
 use super::control::{self, Request, Response};
+use super::moves::{Moves, begin};
 use super::report::{Book, Memory, SourceStatus, Status, unix_now};
 use super::{Running, metrics, systemd};
 use crate::engine::{StandingOrder, Word};
@@ -67,12 +68,22 @@ impl Service {
 
 /// Serves until SIGTERM or SIGINT (a second one leaves at once) or until SIGHUP finds a good configuration. SIGUSR1 asks
 /// for a scan. Scans first; what happens meanwhile is seen by capture, which is armed already.
-pub fn serve<T>(running: &Running, service: &Service, reload: &dyn Fn() -> Option<T>) -> io::Result<End<T>> {
+pub fn serve<T>(
+    running: &Running,
+    service: &Service,
+    moves: &Moves,
+    reload: &dyn Fn() -> Option<T>,
+) -> io::Result<End<T>> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(run(running, service, reload))
+    runtime.block_on(run(running, service, moves, reload))
 }
 
-async fn run<T>(running: &Running, service: &Service, reload: &dyn Fn() -> Option<T>) -> io::Result<End<T>> {
+async fn run<T>(
+    running: &Running,
+    service: &Service,
+    moves: &Moves,
+    reload: &dyn Fn() -> Option<T>,
+) -> io::Result<End<T>> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut hangup = signal(SignalKind::hangup())?;
@@ -82,7 +93,7 @@ async fn run<T>(running: &Running, service: &Service, reload: &dyn Fn() -> Optio
         Some(address) => Some(TcpListener::bind(address).await?),
         None => None,
     };
-    let view = View::new(running, service);
+    let view = View::new(running, service, moves);
     let mut talks: FuturesUnordered<LocalBoxFuture<'_, ()>> = FuturesUnordered::new();
     let mut first_scan = Some(running.engine.begin_scan());
     let mut pulse = Pulse::default();
@@ -224,6 +235,7 @@ impl Pulse {
 struct View<'a> {
     running: &'a Running,
     service: &'a Service,
+    moves: &'a Moves,
     started: Instant,
     book: RefCell<Book>,
     caught_up: RefCell<CaughtUp>,
@@ -231,13 +243,13 @@ struct View<'a> {
 }
 
 impl<'a> View<'a> {
-    fn new(running: &'a Running, service: &'a Service) -> Self {
+    fn new(running: &'a Running, service: &'a Service, moves: &'a Moves) -> Self {
         let names: Vec<String> = running.stats().into_iter().map(|stats| stats.replica).collect();
         let before = std::fs::read(&service.status_file).ok();
         let before = before.and_then(|text| serde_json::from_slice::<Status>(&text).ok());
         let book = RefCell::new(Book::new(&names, before.as_ref()));
         let (caught_up, written) = Default::default();
-        Self { running, service, started: Instant::now(), book, caught_up, written }
+        Self { running, service, moves, started: Instant::now(), book, caught_up, written }
     }
 
     fn status(&self) -> Status {
@@ -254,6 +266,7 @@ impl<'a> View<'a> {
             memory: Memory::now(),
             replicas,
             orders: self.running.engine.standing_orders(),
+            moves: self.moves.all(),
         }
     }
 
@@ -271,6 +284,13 @@ impl<'a> View<'a> {
                     }
                 }
                 result
+            }
+            Request::Move { user, to } => {
+                info!(user, to, "to be moved");
+                return match begin(self.moves, &engine.mover(), &user, &to, &|name| engine.has(name, &user)) {
+                    Ok(()) => Response::default(),
+                    Err(error) => Response { error: Some(error), ..Response::default() },
+                };
             }
             Request::Allow { seconds, replica } => {
                 info!(seconds, replica, "removals allowed");

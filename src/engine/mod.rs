@@ -17,6 +17,7 @@ mod fake;
 mod fill_in;
 mod held;
 mod loss;
+mod mover;
 mod names;
 mod push;
 mod queue;
@@ -30,6 +31,7 @@ mod tests;
 mod verify;
 
 pub use control::{ControlError, StandingOrder, Subject, Word};
+pub use mover::{MoveError, Mover};
 pub use names::Source;
 pub use queue::{Backoff, Failure, Item, Lane, QueueStats};
 pub use route::quota_lane;

@@ -362,6 +362,14 @@ impl Queue {
         }
     }
 
+    /// What of the lane has failed, waits or runs, if anything does.
+    pub fn open_work(&self, lane: &Lane) -> Option<String> {
+        let inner = self.lock();
+        let failed = inner.failed.iter().find(|((failed, _), _)| failed == lane);
+        let busy = inner.pending.contains_key(lane) || inner.busy.contains(lane);
+        failed.map(|(_, waiting)| waiting.failure.reason.clone()).or_else(|| busy.then(|| "it is being filled".into()))
+    }
+
     /// This item failed for this very reason before, and nothing else happened to it since.
     pub fn is_known(&self, lane: &Lane, item: &Item, reason: &str) -> bool {
         let inner = self.lock();
