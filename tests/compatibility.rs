@@ -89,7 +89,7 @@ fn render(shown: &Shown) -> String {
         }
     }
     out += "\n## Not tested\n\
-            Other releases than these as a source (index versions 6 to 9, 13 to 16 and 18 by tables and made-up files); in this run,\n\
+            Other releases than these as a source (index versions 6 to 9, 14 to 16, 18 and 20 by tables and made-up files); in this run,\n\
             other releases than 3.6.1 as a replica (tried by hand: docs/csync.md); `sieveusehomedir`; more than two partitions.\n";
     out
 }
