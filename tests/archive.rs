@@ -1,7 +1,7 @@
 //! Archives: what a replica must do, what a crash may not do, and whole recordings kept in one and read back.
 
 #[path = "archive/crash.rs"]
-mod crash;
+pub(crate) mod crash;
 #[path = "archive/demo.rs"]
 mod demo;
 #[path = "archive/kill.rs"]

@@ -1,6 +1,9 @@
 //! A directory in Cyrus's own format: what a real 3.6.1 that is started on it shows, what its own checks say of it, and
 //! that it goes on from there.
 
+#[path = "cyrus_dir/crash.rs"]
+mod crash;
+
 use super::archive::{Bodies, Source};
 use super::push::{QUOTA_MESSAGES, QUOTA_STORAGE, grown, rules};
 use super::util::cyrus::Options;

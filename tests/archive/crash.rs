@@ -85,7 +85,7 @@ impl ObjectStore for Dying {
 }
 
 /// What happens to an archive in its life; every kind of step is in it.
-fn life() -> (Vec<Step>, Bodies) {
+pub(crate) fn life() -> (Vec<Step>, Bodies) {
     let (mut inbox, mut folder) = (Source::new("id-1", "user.u1"), Source::new("id-2", "user.u1.Work"));
     let mut steps = vec![inbox.step(None)];
     inbox.append("From: a\r\n\r\none");

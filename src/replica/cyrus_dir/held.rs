@@ -394,7 +394,7 @@ impl Held {
             }
         }
         let mut bits = Vec::with_capacity(change.user_flags.len());
-        for name in &change.user_flags {
+        for (wish, name) in change.user_flags.iter().enumerate() {
             let Some(name) = name else {
                 bits.push(0);
                 continue;
@@ -402,12 +402,15 @@ impl Held {
             let slot = match slots.get(name) {
                 Some(slot) => *slot,
                 None => {
-                    let free = table.iter().position(Option::is_none).unwrap_or(table.len());
+                    // The sender's own number where it is free: what is said again is then seen to be there.
+                    let is_free = |slot: usize| table.get(slot).is_none_or(Option::is_none);
+                    let first = || table.iter().position(Option::is_none).unwrap_or(table.len());
+                    let free = if is_free(wish) { wish } else { first() };
                     if free >= UserFlags::BITS as usize {
                         return Err(DirError::Refused(format!("{} has too many user flags", change.head.name)));
                     }
-                    if free == table.len() {
-                        table.push(None);
+                    if table.len() <= free {
+                        table.resize(free + 1, None);
                     }
                     if let Some(slot) = table.get_mut(free) {
                         *slot = Some(name.clone());

@@ -248,7 +248,10 @@ impl Replica for Session {
     }
 
     fn apply(&mut self, step: &Step, bodies: &dyn BodySource) -> Result<(), ReplicaError> {
-        let applied = Self::apply(self, step, bodies);
+        let applied = self.store.settle().and_then(|()| Self::apply(self, step, bodies));
+        if let Err(DirError::Io { .. }) = &applied {
+            self.store.failed();
+        }
         self.check(applied)
     }
 

@@ -76,21 +76,20 @@ impl Quotas {
         self.roots.contains_key(&root).then_some(root)
     }
 
-    /// Sets limits; true when the root is a new one.
+    /// Sets limits.
     pub fn set(
         &mut self,
         places: &Places,
         disk: &Disk,
         root: &QuotaRoot,
         limits: &QuotaLimits,
-    ) -> Result<bool, DirError> {
+    ) -> Result<(), DirError> {
         let old = self.roots.get(root);
         if old.is_some_and(|(_, old)| old == limits) {
-            return Ok(false);
+            return Ok(());
         }
-        let (new, usage) = (old.is_none(), old.map(|(usage, _)| *usage).unwrap_or_default());
-        self.write(places, disk, root, usage, limits.clone())?;
-        Ok(new)
+        let usage = old.map(|(usage, _)| *usage).unwrap_or_default();
+        self.write(places, disk, root, usage, limits.clone())
     }
 
     /// A mailbox takes more or less of its root, or came from another one.
@@ -158,14 +157,14 @@ impl Quotas {
         Ok(())
     }
 
-    pub fn remove(&mut self, places: &Places, disk: &Disk, root: &QuotaRoot) -> Result<bool, DirError> {
+    pub fn remove(&mut self, places: &Places, disk: &Disk, root: &QuotaRoot) -> Result<(), DirError> {
         if !self.roots.contains_key(root) {
-            return Ok(false);
+            return Ok(());
         }
         let path = places.quota(root);
         disk.remove(&path).map_err(|error| DirError::io(&path, error))?;
         self.roots.remove(root);
-        Ok(true)
+        Ok(())
     }
 }
 

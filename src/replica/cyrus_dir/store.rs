@@ -22,7 +22,7 @@ use crate::model::{
 use std::collections::{BTreeMap, HashMap};
 use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -36,6 +36,8 @@ pub(super) struct Store {
     quotas: Mutex<Quotas>,
     stripes: [Mutex<()>; STRIPES],
     staged: AtomicU64,
+    /// A change of a file failed: what stands in the quota files may not be what is in use.
+    miscounted: AtomicBool,
     /// Last: given back when everything else is closed.
     _lease: Lease,
 }
@@ -70,6 +72,7 @@ impl Store {
             quotas: Mutex::new(quotas),
             stripes: std::array::from_fn(|_| Mutex::new(())),
             staged: AtomicU64::new(0),
+            miscounted: AtomicBool::new(false),
             places,
             disk,
             _lease: lease,
@@ -90,12 +93,34 @@ impl Store {
             let dir = stage_dir(root);
             self.disk.remove_tree(&dir).map_err(|error| DirError::io(&dir, error))?;
         }
+        self.recount()
+    }
+
+    /// Something could not be written.
+    pub fn failed(&self) {
+        self.miscounted.store(true, Ordering::Relaxed);
+    }
+
+    /// Before anything is changed after that.
+    pub fn settle(&self) -> Result<(), DirError> {
+        if self.miscounted.load(Ordering::Relaxed) {
+            // Nobody is between a mailbox and its quota root.
+            let _all: Vec<MutexGuard<'_, ()>> = self.stripes.iter().map(lock).collect();
+            self.recount()?;
+            self.miscounted.store(false, Ordering::Relaxed);
+        }
+        Ok(())
+    }
+
+    /// Sums up what is in use below every root.
+    fn recount(&self) -> Result<(), DirError> {
         let mut usages: BTreeMap<QuotaRoot, Usage> = BTreeMap::new();
         let entries: Vec<MailboxEntry> = lock(&self.list).rows.iter().cloned().collect();
         let mut quotas = lock(&self.quotas);
         for entry in entries.iter().filter(|entry| !entry.mbtype.is_intermediate()) {
             let dir = self.dir(entry)?;
-            let (Some(root), Ok(Some(index))) = (quotas.root_of(&entry.name), held::read_index_header(&dir)) else {
+            // What the files say counts: a root that was set and not yet given to its mailboxes has none of them.
+            let (Ok(Some(root)), Ok(Some(index))) = (held::quotaroot_at(&dir), held::read_index_header(&dir)) else {
                 continue;
             };
             let (taken, usage) = (held::taken(&index), usages.entry(root).or_default());
@@ -347,10 +372,11 @@ impl Store {
     fn clear(&self, entry: &MailboxEntry) -> Result<(), DirError> {
         let dir = self.dir(entry)?;
         let taken = held::read_index_header(&dir).ok().flatten().map(|index| held::taken(&index));
+        let root = held::quotaroot_at(&dir).ok().flatten();
         self.put_notes(&entry.uniqueid, None, &[])?;
         self.disk.remove_tree(&dir).map_err(|error| DirError::io(&dir, error))?;
         let mut quotas = lock(&self.quotas);
-        match quotas.root_of(&entry.name).zip(taken) {
+        match root.zip(taken) {
             Some((root, taken)) => quotas.moved(&self.places, &self.disk, Some((&root, taken)), None),
             None => Ok(()),
         }
@@ -483,7 +509,9 @@ impl Store {
     }
 
     pub fn unquota(&self, root: &QuotaRoot) -> Result<(), DirError> {
-        if lock(&self.quotas).remove(&self.places, &self.disk, root)? { self.retarget_below(root) } else { Ok(()) }
+        lock(&self.quotas).remove(&self.places, &self.disk, root)?;
+        // Said again after a crash the root is gone, and some mailboxes may still name it.
+        self.retarget_below(root)
     }
 
     fn retarget_below(&self, root: &QuotaRoot) -> Result<(), DirError> {
