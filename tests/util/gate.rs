@@ -22,6 +22,8 @@ struct State {
     sent: u64,
     /// Not a byte more than this is let through.
     limit: u64,
+    /// Each piece is held up so long.
+    delay: Duration,
     /// Connections from before the last cut carry nothing any more.
     cuts: u64,
     /// How often the body of this GUID was sent, and its size.
@@ -42,7 +44,7 @@ impl Gate {
     pub fn before(server: SocketAddr) -> std::io::Result<Self> {
         let listener = TcpListener::bind("127.0.0.1:0")?;
         let address = listener.local_addr()?;
-        let state = State { sent: 0, limit: u64::MAX, cuts: 0, bodies: BTreeMap::new() };
+        let state = State { sent: 0, limit: u64::MAX, delay: Duration::ZERO, cuts: 0, bodies: BTreeMap::new() };
         let shared = Arc::new(Shared { state: Mutex::new(state), changed: Condvar::new() });
         let all = shared.clone();
         std::thread::spawn(move || {
@@ -96,6 +98,11 @@ impl Gate {
         true
     }
 
+    /// From now on each piece (of 4 KiB at most) is held up so long.
+    pub fn delay(&self, delay: Duration) {
+        self.shared.state.lock().expect("lock").delay = delay;
+    }
+
     /// Breaks all connections and forgets what was held up; new ones are carried without limit.
     pub fn cut(&self) {
         let mut state = self.shared.state.lock().expect("lock");
@@ -127,6 +134,8 @@ fn carry(shared: &Shared, cuts: u64, mut client: TcpStream, server: SocketAddr) 
         if bytes.is_empty() {
             return server.shutdown(Shutdown::Both);
         }
+        let delay = shared.state.lock().expect("lock").delay;
+        std::thread::sleep(delay);
         while !bytes.is_empty() {
             let mut state = shared.state.lock().expect("lock");
             while state.sent >= state.limit && state.cuts == cuts {
