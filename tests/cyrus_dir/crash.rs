@@ -1,4 +1,5 @@
-//! The writer dies at every single change it makes to a file, before it, in the middle of it and after it.
+//! The writer dies at every single change it makes to a file, before it, in the middle of it and after it; or the disk
+//! refuses that one change and goes on.
 
 use super::*;
 use crate::archive::crash::life;
@@ -103,7 +104,7 @@ fn wherever_it_is_cut_the_store_is_whole_and_can_be_gone_on_with() {
     drop(all);
     let expected = dump(whole.path());
     assert!(changes > 200, "{changes} changes");
-    for (hit, every) in [(Hit::Dead, 1), (Hit::DeadAfter, 2)] {
+    for (hit, every) in [(Hit::Dead, 1), (Hit::DeadAfter, 2), (Hit::Refused, 3)] {
         for at in (1..=changes).step_by(every) {
             let dir = place();
             let dying = target(dir.path(), Some(failing(Arc::new(AtomicI64::new(at)), hit)));
