@@ -144,10 +144,8 @@ impl Taken {
             let now = Instant::now();
             feed.counters.events.fetch_add(1, Relaxed);
             let text = line.strip_suffix(b"\n").unwrap_or(&line);
-            if let Some(record) = sync_log::parse(text) {
-                for key in keys(&record) {
-                    feed.names(TouchKind::Logged, &self.run, key, now);
-                }
+            for key in keys_of(text) {
+                feed.names(TouchKind::Logged, &self.run, key, now);
             }
         }
     }
@@ -155,6 +153,11 @@ impl Taken {
     fn done(self) -> io::Result<()> {
         fs::remove_file(&self.run)
     }
+}
+
+/// What may differ after this line; nothing for an empty one.
+pub fn keys_of(line: &[u8]) -> Vec<DirtyKey> {
+    sync_log::parse(line).map(|record| keys(&record)).unwrap_or_default()
 }
 
 /// What may differ after a record. Names, ACLs and partitions are in the list alone, so each mailbox brings it along.

@@ -1,9 +1,11 @@
 //! `spooltap synclog`: puts records into the rolling log, with the options of `cyr_synclog` and by Cyrus's own locking
 //! protocol.
 
+use super::setup::state_dir;
 use super::{Common, Exit, Failure, Outcome};
 use crate::capture::synclog::{append, channels, log_path};
 use crate::cyrus::sync_log::quote;
+use crate::daemon::control::{Request, ask};
 use anyhow::anyhow;
 use clap::Args;
 use std::collections::VecDeque;
@@ -135,16 +137,22 @@ pub(super) fn synclog(common: &Common, args: &SynclogArgs) -> Outcome {
     let path = asked.conf.clone().or_else(|| common.imapd_conf.clone()).unwrap_or_else(|| "/etc/imapd.conf".into());
     let store = crate::spool::open_store(&path).map_err(|error| Failure::new(Exit::Source, error))?;
     let conf = store.conf();
-    if !conf.switch("sync_log", false) {
+    let is_logged = conf.switch("sync_log", false);
+    let named = asked.channel.clone().or_else(|| common.channel.clone());
+    let line = line(asked).map_err(usage)?;
+    // A daemon that runs is told at once, whatever it notices change by; none may run.
+    let told = state_dir(common).is_ok_and(|state| ask(&state, &Request::Logged { line: line.clone() }).is_ok());
+    if !is_logged && told {
+        return Ok(Exit::Ok);
+    }
+    if !is_logged {
         let fault = anyhow!("sync_log is off in {}: Cyrus writes no rolling log and nobody reads one", path.display());
         return Err(Failure::new(Exit::Config, fault));
     }
-    let named = asked.channel.clone().or_else(|| common.channel.clone());
     let to = match named {
         Some(name) => vec![Some(name).filter(|name| !name.is_empty())],
         None => channels(conf.get("sync_log_channels")),
     };
-    let line = line(asked).map_err(usage)?;
     for channel in to {
         let log = log_path(&store.layout().configdirectory, channel.as_deref());
         append(&log, &line).map_err(|error| {

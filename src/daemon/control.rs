@@ -34,6 +34,10 @@ pub enum Request {
         seconds: u64,
         replica: Option<String>,
     },
+    /// A line of sync_log: what it names is looked at.
+    Logged {
+        line: Vec<u8>,
+    },
 }
 
 /// What is answered.

@@ -5,7 +5,9 @@ use super::control::{self, Request, Response};
 use super::moves::{Moves, begin};
 use super::report::{Book, Memory, SourceStatus, Status, unix_now};
 use super::{Running, metrics, systemd};
+use crate::capture;
 use crate::engine::{StandingOrder, Word};
+use crate::model::Notice;
 use futures::StreamExt;
 use futures::future::LocalBoxFuture;
 use futures::stream::FuturesUnordered;
@@ -295,6 +297,12 @@ impl<'a> View<'a> {
             Request::Allow { seconds, replica } => {
                 info!(seconds, replica, "removals allowed");
                 engine.allow_removals(replica.as_deref(), Duration::from_secs(seconds))
+            }
+            Request::Logged { line } => {
+                let seen_at = Instant::now();
+                let keys = capture::synclog::keys_of(line.strip_suffix(b"\n").unwrap_or(&line));
+                engine.notify(keys.into_iter().map(|key| Notice { key, seen_at }).collect());
+                return Response::default();
             }
         };
         match result {

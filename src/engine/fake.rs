@@ -27,6 +27,8 @@ pub(super) struct Content {
     listing: Option<Arc<Listing>>,
     /// Readings of whole mailboxes.
     pub readings: usize,
+    /// What happens to a mailbox right after the next reading.
+    pub after_reading: Option<fn(&mut MailboxSnapshot)>,
 }
 
 #[derive(Default)]
@@ -93,7 +95,13 @@ impl MailStore for FakeStore {
     fn mailbox(&self, entry: &MailboxEntry) -> Result<Option<MailboxSnapshot>, StoreError> {
         let mut content = self.0.lock().expect("lock");
         content.readings += 1;
-        Ok(content.mailboxes.get(&entry.uniqueid).cloned())
+        let read = content.mailboxes.get(&entry.uniqueid).cloned();
+        if let (Some(change), Some(mailbox)) =
+            (content.after_reading.take(), content.mailboxes.get_mut(&entry.uniqueid))
+        {
+            change(mailbox);
+        }
+        Ok(read)
     }
 
     fn fingerprint(&self, entry: &MailboxEntry) -> Result<Option<Fingerprint>, StoreError> {

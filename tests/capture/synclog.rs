@@ -222,3 +222,34 @@ fn two_channels_two_readers_and_nobody_misses_a_record() {
     }
     assert!(spooltap.terminate().expect("ends").success());
 }
+
+#[test]
+fn a_running_daemon_is_told_directly() {
+    if !cyrus::installed() {
+        return;
+    }
+    let source = CyrusServer::start(Options::new().source().users(&["u1"])).expect("source");
+    let replica = CyrusServer::start(Options::new()).expect("replica");
+    let state = tempfile::tempdir().expect("a directory");
+    let (config, state) = (state.path().join("spooltap.toml"), state.path().join("state"));
+    // By itself it would look in an hour.
+    std::fs::write(&config, "scan_seconds = 3600\n").expect("written");
+    let arguments = ["--config", &config.to_string_lossy(), "--capture", "scan"];
+    let mut spooltap = Spooltap::run_with(&source.conf(), &replica.url(), &state, &arguments).expect("runs");
+    spooltap.wait_live(Duration::from_secs(60)).expect("live");
+    source.lmtp().expect("connects").deliver(&["u1"], b"Subject: x\r\n\r\nx\r\n").expect("delivers");
+    // sync_log is off: nobody else could tell it.
+    let output = Spooltap::command(&source.conf(), &state).args(["synclog", "-m", "user.u1"]).output().expect("runs");
+    assert!(output.status.success(), "{output:?}");
+    let arrived = eventually(Duration::from_secs(60), || {
+        let shown = snapshot(&replica, &["u1"]).ok()?;
+        diff(&snapshot(&source, &["u1"]).ok()?, &shown, &Rules::live())
+            .iter()
+            .all(|line| line.contains("vendor / lastupdate"))
+            .then_some(())
+    });
+    assert!(arrived.is_some(), "{}", spooltap.log_end(20));
+    assert!(spooltap.terminate().expect("ends").success());
+    let alone = Spooltap::command(&source.conf(), &state).args(["synclog", "-m", "user.u1"]).output().expect("runs");
+    assert!(!alone.status.success(), "neither a log nor a daemon: {alone:?}");
+}
