@@ -219,7 +219,7 @@ impl Grammar<'_> {
                     "user.f1",
                     "user.f2",
                     "user.f1.Sub",
-                    "user.good",
+                    "user.goo",
                     "\"\"",
                     "DELETED.user.f1.6B",
                     "d!user.f3",
@@ -413,6 +413,7 @@ fn malformed_requests_do_no_harm() {
         }
     }
     good.works(&mut *session);
+    println!("{sent} lines on {connections} connections");
     assert!(!served.log().contains("panicked"), "{}", served.log());
     let status = std::fs::read_to_string(format!("/proc/{}/status", served.pid())).expect("it lives");
     let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("peak");
