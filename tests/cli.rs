@@ -73,7 +73,7 @@ fn a_faulty_configuration_is_78_with_all_its_faults_at_once() {
         "use auto, on or off",
         "most_ms",
         "ftp://x",
-        "csync://, csyncs://, csync+unix://, imap://, imaps:// or file://",
+        "csync://, csyncs://, csync+unix://, imap://, imaps://, file://, s3://",
         "file://rel",
         "the path must be absolute",
         "a password stands in the URL",

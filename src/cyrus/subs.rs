@@ -14,6 +14,8 @@ pub fn parse(map: &Map, user: &UserId) -> BTreeSet<MboxName> {
     let own = mboxlist::dbname_of_name(&user.inbox());
     map.keys()
         .filter_map(|key| key.strip_prefix(b"N"))
+        // Two processes of 3.6 that convert an older file at once convert the version, too.
+        .filter(|name| *name != VERSION_KEY)
         .map(|name| match name.strip_prefix(b"INBOX") {
             Some(rest) if rest.is_empty() || rest.first() == Some(&0x1f) => {
                 mboxlist::name_of_dbname(&[&own, rest].concat())
@@ -62,7 +64,14 @@ mod tests {
     fn both_forms() {
         check(&[b"user.he", b"user.he.Sub^one"], &["user.he", "user.he.Sub^one"]);
         check(
-            &[b"\x1fVER\x1f", b"NINBOX", b"NINBOX\x1fSub.one", b"Nuser\x1fjoe.bloggs\x1fX", b"NINBOXw\x1fy"],
+            &[
+                b"\x1fVER\x1f",
+                b"N\x1fVER\x1f",
+                b"NINBOX",
+                b"NINBOX\x1fSub.one",
+                b"Nuser\x1fjoe.bloggs\x1fX",
+                b"NINBOXw\x1fy",
+            ],
             &["user.he", "user.he.Sub^one", "user.hew.y", "user.joe^bloggs.X"],
         );
     }
