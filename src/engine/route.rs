@@ -33,12 +33,18 @@ pub fn quota_lane(root: &QuotaRoot, deleted_prefix: &[u8]) -> Lane {
 /// Pause before a key whose reading failed is tried again.
 const RETRY: Duration = Duration::from_millis(100);
 
+/// How long after a row has changed annotations may follow.
+const LATELY: Duration = Duration::from_secs(60);
+
 pub(super) struct Router {
     store: Arc<dyn MailStore>,
     replicas: Vec<Arc<Shared>>,
     source: Arc<Source>,
     annotations: BTreeMap<UniqueId, Vec<Annotation>>,
     server_annotations: Option<Vec<Annotation>>,
+    /// Mailboxes whose row has changed lately. Before 3.0 annotations are kept by name, and a rename moves them after the row: whoever
+    /// read in between has seen none, and nothing has changed in the eyes of who looks before and after only.
+    lately: Vec<(Instant, UniqueId)>,
     retry: Vec<(Instant, Notice)>,
     /// Told to those who watch over us: a scan may take long.
     scanning: Arc<Progress>,
@@ -67,6 +73,7 @@ impl Router {
             source: Arc::default(),
             annotations: BTreeMap::new(),
             server_annotations: None,
+            lately: Vec::new(),
             retry: Vec::new(),
             scanning,
             running: None,
@@ -256,6 +263,9 @@ impl Router {
             if let Some(owner) = former {
                 self.push(&Lane::User(owner), &Item::Meta(UserPart::Seen), at);
             }
+            if before.is_some() {
+                self.lately.push((Instant::now(), entry.uniqueid.clone()));
+            }
             self.push(&self.lane(&entry.name), &Item::Mailbox(entry.uniqueid.clone()), at);
         }
         for entry in &old.listing.entries {
@@ -271,7 +281,9 @@ impl Router {
         let old = std::mem::take(&mut self.annotations);
         let changed = new.iter().filter(|(id, list)| old.get(*id) != Some(*list)).map(|(id, _)| id);
         let gone = old.keys().filter(|id| !new.contains_key(*id));
-        let ids: Vec<UniqueId> = changed.chain(gone).cloned().collect();
+        self.lately.retain(|(since, _)| since.elapsed() < LATELY);
+        let lately = self.lately.iter().map(|(_, id)| id).filter(|id| new.contains_key(*id));
+        let ids: BTreeSet<UniqueId> = changed.chain(gone).chain(lately).cloned().collect();
         self.annotations = new;
         for id in ids {
             self.mailbox(&MailboxRef::Id(id), at)?;

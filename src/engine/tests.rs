@@ -677,6 +677,31 @@ fn what_an_older_replica_cannot_hold_is_refused_until_it_is_allowed() {
     assert_eq!(limits.keys().collect::<Vec<_>>(), [&QuotaResource::Storage]);
 }
 
+#[test]
+fn an_annotation_that_follows_its_mailbox_late_is_not_missed() {
+    let rig = Rig::new();
+    let change = |name: &str, annotations: Vec<Annotation>| {
+        rig.store.change(|content| {
+            content.mailboxes.values_mut().for_each(|mailbox| {
+                (mailbox.head.name, mailbox.annotations) = (name.into(), annotations.clone());
+            });
+        });
+    };
+    let mine = vec![Annotation { entry: b"/comment".to_vec(), value: b"x".to_vec(), ..note() }];
+    rig.store.change(|content| make(content, "i", "shared.a", 1));
+    change("shared.a", mine.clone());
+    rig.engine().scan();
+    rig.sync();
+    // Its row is renamed first, its annotations some moments later; who looks at the annotations alone sees nothing happen.
+    for (annotations, key) in [(vec![], DirtyKey::MailboxList), (mine.clone(), DirtyKey::Annotations)] {
+        change("shared.b", annotations.clone());
+        rig.notice(key);
+        assert!(rig.engine().settle(8, Some(Duration::from_secs(20))), "{:?}", rig.engine().stats());
+        let held = rig.target.held.lock().expect("lock");
+        assert_eq!(held.mailboxes[&MboxName::from("shared.b")].annotations, annotations);
+    }
+}
+
 fn note() -> Annotation {
     Annotation { entry: Vec::new(), userid: UserId::from(""), value: Vec::new(), modseq: ModSeq(0) }
 }
