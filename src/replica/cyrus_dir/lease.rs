@@ -13,14 +13,30 @@ use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
+use std::time::Duration;
 
 /// Holds the directory for this process.
 pub(super) struct Lease {
     _lock: Flock<File>,
 }
 
+/// A program that is just being started has all that its parent has, until it has begun.
+const TRIES: u32 = 20;
+const PAUSE: Duration = Duration::from_millis(50);
+
 impl Lease {
     pub fn take(places: &Places) -> Result<Self, DirError> {
+        let mut tries = 1;
+        loop {
+            match Self::try_take(places) {
+                Err(DirError::Busy { .. }) if tries < TRIES => std::thread::sleep(PAUSE),
+                done => return done,
+            }
+            tries += 1;
+        }
+    }
+
+    fn try_take(places: &Places) -> Result<Self, DirError> {
         let path = places.conf.join("spooltap.lock");
         let open = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path);
         let file = open.map_err(|error| DirError::io(&path, error))?;
