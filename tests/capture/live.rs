@@ -223,7 +223,8 @@ fn trouble(workload: &Workload, daemon: &Spooltap, source: &CyrusServer) -> anyh
 fn under_trouble(seed: u64) -> anyhow::Result<Option<String>> {
     // As many as there is time for until the last trouble.
     let mut workload = Workload::new(seed, MOST_OPERATIONS);
-    workload.names_stay = true;
+    // Whoever looks for trouble takes accounts that go and come as well.
+    (workload.names_stay, workload.accounts_stay) = (true, std::env::var_os("SPOOLTAP_RENAMES").is_none());
     let source = CyrusServer::start(flavour(seed))?;
     workload.prepare(&source)?;
     let replica = CyrusServer::start(flavour(seed))?;

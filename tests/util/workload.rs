@@ -66,6 +66,9 @@ pub struct Workload {
     /// No account is renamed, and quota roots are only at the top of accounts: 3.6 leaves what is renamed at the root of its
     /// old name, which a replica can be told in the rename itself, but not later, after a death in between.
     pub names_stay: bool,
+    /// No account is removed. One that was removed and made anew while sources of change failed was twice seen without its
+    /// script on the replica; that is not explained yet.
+    pub accounts_stay: bool,
     pub stop: AtomicBool,
     started: AtomicUsize,
     done: Mutex<BTreeMap<&'static str, usize>>,
@@ -84,6 +87,7 @@ impl Workload {
             seed,
             operations,
             names_stay: false,
+            accounts_stay: false,
             stop: AtomicBool::new(false),
             started: AtomicUsize::new(0),
             done: Mutex::default(),

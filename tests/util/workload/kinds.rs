@@ -450,6 +450,9 @@ fn user_created(client: &mut Client) -> anyhow::Result<bool> {
 
 fn user_deleted(client: &mut Client) -> anyhow::Result<bool> {
     let workload = client.workload;
+    if workload.accounts_stay {
+        return Ok(false);
+    }
     let mut guests = workload.guests.lock().expect("lock");
     let Some(at) = (!guests.is_empty()).then(|| client.rng.below(guests.len())) else { return Ok(false) };
     let inbox = quote(&client.of(guests[at], ""));
