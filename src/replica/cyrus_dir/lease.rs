@@ -24,16 +24,20 @@ pub(super) struct Lease {
 const TRIES: u32 = 20;
 const PAUSE: Duration = Duration::from_millis(50);
 
+/// Asks again for a while before it is believed that somebody is there.
+pub(super) fn patiently<T>(take: impl Fn() -> Result<T, DirError>) -> Result<T, DirError> {
+    for _ in 1..TRIES {
+        match take() {
+            Err(DirError::Busy { .. }) => std::thread::sleep(PAUSE),
+            done => return done,
+        }
+    }
+    take()
+}
+
 impl Lease {
     pub fn take(places: &Places) -> Result<Self, DirError> {
-        let mut tries = 1;
-        loop {
-            match Self::try_take(places) {
-                Err(DirError::Busy { .. }) if tries < TRIES => std::thread::sleep(PAUSE),
-                done => return done,
-            }
-            tries += 1;
-        }
+        patiently(|| Self::try_take(places))
     }
 
     fn try_take(places: &Places) -> Result<Self, DirError> {

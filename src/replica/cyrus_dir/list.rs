@@ -2,7 +2,7 @@
 
 use super::DirError;
 use super::disk::{self, Disk};
-use super::lease::lock_as_writer;
+use super::lease::{lock_as_writer, patiently};
 use super::places::Places;
 use super::rows::Rows;
 use crate::cyrus::db::{self, Map};
@@ -25,9 +25,11 @@ impl Db {
         let locked = match (&bytes, lock) {
             (Some(_), true) => {
                 let file = OpenOptions::new().read(true).write(true).open(path).map_err(io)?;
-                lock_as_writer(&file).map_err(|_| DirError::Busy {
-                    dir: path.parent().unwrap_or(path).to_owned(),
-                    who: format!("somebody who holds a lock on {}", path.display()),
+                patiently(|| {
+                    lock_as_writer(&file).map_err(|_| DirError::Busy {
+                        dir: path.parent().unwrap_or(path).to_owned(),
+                        who: format!("somebody who holds a lock on {}", path.display()),
+                    })
                 })?;
                 Some(file)
             }
