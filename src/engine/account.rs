@@ -4,7 +4,7 @@
 use super::push::{JobError, Pusher};
 use super::queue::{Item, Lane};
 use super::{diff, loss, scripts};
-use crate::model::{MailboxEntry, MailboxHead, QuotaRoot, Step, UserId, UserPart};
+use crate::model::{MailboxEntry, MailboxHead, QuotaRoot, Step, UniqueId, UserId, UserPart};
 use crate::state::UserReceipt;
 use std::collections::BTreeSet;
 use std::time::Instant;
@@ -63,8 +63,10 @@ impl Pusher<'_> {
             None => self.session.view_user(user)?.meta,
         };
         let parts = BTreeSet::from([part]);
-        let source = self.source.clone();
-        let steps = diff::diff_meta(user, &mine, &theirs, &parts, &|id| source.by_id(id).is_some());
+        // Listed after the reading: what somebody has read was in the list before.
+        let source = self.shared.source()?;
+        let known = |id: &UniqueId| source.by_id(id).is_some();
+        let steps = diff::diff_meta(user, &mine, &theirs, &parts, &known);
         let changed = !steps.is_empty();
         // A directory that is gone looks like users who gave everything up.
         let given_up = match part {
@@ -79,9 +81,9 @@ impl Pusher<'_> {
             self.apply(step)?;
         }
         if !self.shared.dry_run {
-            let meta = diff::confirmed_meta(&mine, &theirs, &parts);
+            let meta = diff::confirmed_meta(&mine, &theirs, &parts, &known);
             let all = [UserPart::Subs, UserPart::Seen, UserPart::Sieve].into_iter().collect::<BTreeSet<_>>();
-            let settled = diff::diff_meta(user, &mine, &meta, &all, &|id| source.by_id(id).is_some()).is_empty();
+            let settled = diff::diff_meta(user, &mine, &meta, &all, &known).is_empty();
             let fingerprint = settled.then_some(fingerprint);
             self.shared.state.put_user(user, &UserReceipt { meta, fingerprint });
             if changed {

@@ -480,7 +480,12 @@ fn read_only_there<'a>(mine: &'a UserMeta, theirs: &'a UserMeta) -> impl Iterato
 }
 
 /// What the replica has of a user after those steps.
-pub fn confirmed_meta(mine: &UserMeta, theirs: &UserMeta, parts: &BTreeSet<UserPart>) -> UserMeta {
+pub fn confirmed_meta(
+    mine: &UserMeta,
+    theirs: &UserMeta,
+    parts: &BTreeSet<UserPart>,
+    known: &dyn Fn(&UniqueId) -> bool,
+) -> UserMeta {
     let mut out = theirs.clone();
     if parts.contains(&UserPart::Subs) {
         out.subs = mine.subs.clone();
@@ -493,8 +498,10 @@ pub fn confirmed_meta(mine: &UserMeta, theirs: &UserMeta, parts: &BTreeSet<UserP
         out.active = mine.active.clone();
     }
     if parts.contains(&UserPart::Seen) {
-        out.seen.extend(read_only_there(mine, theirs).map(|id| (id.clone(), SeenState::default())));
-        out.seen.extend(mine.seen.iter().map(|(id, seen): (&UniqueId, &SeenState)| (id.clone(), seen.clone())));
+        let emptied = read_only_there(mine, theirs).map(|id| (id, SeenState::default()));
+        let sent = emptied.chain(mine.seen.iter().map(|(id, seen)| (id, seen.clone())));
+        // What was left out was not said, and is when its mailbox is known.
+        out.seen.extend(sent.filter(|(id, _)| known(id)).map(|(id, seen)| (id.clone(), seen)));
     }
     out
 }

@@ -239,7 +239,7 @@ fn what_an_earlier_account_of_that_name_had_read_is_emptied_once() {
         empty.collect::<Vec<_>>()
     };
     assert_eq!(emptied(&mine, &theirs), ["b"]);
-    assert!(emptied(&mine, &confirmed_meta(&mine, &theirs, &parts)).is_empty());
+    assert!(emptied(&mine, &confirmed_meta(&mine, &theirs, &parts, &|_| true)).is_empty());
     // A value that cannot be read is not one that is not there.
     mine.seen_incomplete = true;
     assert!(emptied(&mine, &theirs).is_empty());

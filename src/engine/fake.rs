@@ -29,6 +29,8 @@ pub(super) struct Content {
     pub readings: usize,
     /// What happens to a mailbox right after the next reading.
     pub after_reading: Option<fn(&mut MailboxSnapshot)>,
+    /// What clients do right before a user's data is read.
+    pub before_meta: Option<fn(&mut Content)>,
 }
 
 #[derive(Default)]
@@ -129,7 +131,11 @@ impl MailStore for FakeStore {
     }
 
     fn user_meta(&self, user: &UserId) -> Result<UserMeta, StoreError> {
-        Ok(self.0.lock().expect("lock").metas.get(user).cloned().unwrap_or_default())
+        let change = self.0.lock().expect("lock").before_meta.take();
+        self.change(|content| {
+            change.into_iter().for_each(|change| change(content));
+            Ok(content.metas.get(user).cloned().unwrap_or_default())
+        })
     }
 
     fn quotas(&self) -> Result<BTreeMap<QuotaRoot, QuotaLimits>, StoreError> {
@@ -366,6 +372,10 @@ impl Held {
             }
             Step::Unsubscribe { user, name } => {
                 self.metas.entry(user.clone()).or_default().subs.remove(name);
+                Ok(())
+            }
+            Step::Seen { user, uniqueid, seen } => {
+                self.metas.entry(user.clone()).or_default().seen.insert(uniqueid.clone(), seen.clone());
                 Ok(())
             }
             Step::Quota { root, limits } => {

@@ -318,6 +318,32 @@ fn hold_a_stray(rig: &Rig) {
     }
 }
 
+/// A job has a list of its own, and works for a while: a folder may come and be read in meanwhile. What was left out because
+/// its mailbox was not in the list was believed to be there, and never said.
+#[test]
+fn what_is_read_in_a_mailbox_that_came_meanwhile_is_not_missed() {
+    let rig = Rig::new();
+    rig.store.change(|content| {
+        make(content, "inbox-a", "user.a", 1);
+        content.metas.insert(UserId::new("a"), UserMeta::default());
+    });
+    rig.sync();
+    rig.store.change(|content| {
+        content.before_meta = Some(|content| {
+            make(content, "later", "shared.later", 1);
+            let seen = SeenState { seenuids: b"1".to_vec(), ..SeenState::default() };
+            content.metas.entry(UserId::new("a")).or_default().seen.insert("later".into(), seen);
+        });
+    });
+    rig.notice(DirtyKey::User(UserRef::Name(UserId::new("a")), UserPart::Seen));
+    assert!(rig.engine().settle(8, Some(Duration::from_secs(10))));
+    rig.sync();
+    rig.assert_equal();
+    let held = rig.target.held.lock().expect("lock");
+    let seen = &held.metas.get(&UserId::new("a")).expect("has data").seen;
+    assert_eq!(seen.get(&"later".into()).map(|seen| seen.seenuids.as_slice()), Some(b"1".as_slice()));
+}
+
 #[test]
 fn what_was_begun_before_a_death_is_not_in_the_way_after_it() {
     let rig = Rig::new();
