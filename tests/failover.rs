@@ -1,4 +1,7 @@
-//! Before a replica takes over: `drain` and `failover-check` against a real replica.
+//! Before a replica takes over: `drain` and `failover-check` against a real replica; and when it does.
+
+#[path = "failover/promote.rs"]
+mod promote;
 
 use super::util::{CyrusServer, Options, Rules, Snapshot, Spooltap, cyrus, diff, snapshot, store};
 use spooltap::replay::{Player, Recording, Speed};

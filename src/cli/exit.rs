@@ -26,6 +26,7 @@ pub enum Exit {
     OtherName = 86,
     Tls = 87,
     OurCertificate = 88,
+    Promoted = 89,
 }
 
 /// What each means.
@@ -51,6 +52,7 @@ pub(super) const EXITS: &[(Exit, &str)] = &[
     (Exit::OtherName, "the replica's certificate is for another name"),
     (Exit::Tls, "no TLS with the replica for another reason"),
     (Exit::OurCertificate, "the replica does not believe our certificate"),
+    (Exit::Promoted, "the replica was promoted, nothing is pushed over it: see failback"),
 ];
 
 impl From<Denial> for Exit {
@@ -65,6 +67,7 @@ impl From<Denial> for Exit {
             Denial::OtherName => Self::OtherName,
             Denial::Tls => Self::Tls,
             Denial::OurCertificate => Self::OurCertificate,
+            Denial::Promoted => Self::Promoted,
         }
     }
 }

@@ -84,7 +84,7 @@ pub(super) struct FailoverArgs {
 }
 
 /// Why the replica should not take over, as far as the daemon knows.
-fn reasons(status: &Status) -> Vec<String> {
+pub(super) fn reasons(status: &Status) -> Vec<String> {
     let mut out = open(status);
     out.extend(status.source.trouble.iter().map(|trouble| format!("source: {trouble}")));
     if !status.source.armed {

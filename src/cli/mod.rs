@@ -12,6 +12,7 @@ mod log;
 mod man;
 mod migrate;
 mod names;
+mod promote;
 mod push;
 mod relocate;
 mod run;
@@ -132,6 +133,8 @@ enum Command {
     Drain(failover::DrainArgs),
     /// May the replica take over? GO or NO-GO with every reason; exit code 0 or 1
     FailoverCheck(failover::FailoverArgs),
+    /// A replica takes over: what it lacks is listed, it is checked, and nothing is pushed over it any more
+    Promote(promote::PromoteArgs),
     /// The road from an old server to a new one: preflight, seed, cut-over
     #[command(subcommand)]
     Migrate(migrate::MigrateCommand),
@@ -221,6 +224,7 @@ fn dispatch(cli: Cli) -> Outcome {
         Command::Allow(args) => control::allow(common, &args),
         Command::Drain(args) => failover::drain(common, &args),
         Command::FailoverCheck(args) => failover::check(common, &args),
+        Command::Promote(args) => promote::promote(common, &args),
         Command::Migrate(command) => migrate::migrate(common, &command),
         Command::Demo(args) => demo::demo(common, &args),
         Command::Man(args) => man::man(&args),

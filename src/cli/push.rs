@@ -2,7 +2,7 @@
 
 use super::setup::Setup;
 use super::{Common, Exit, Failure, Outcome};
-use crate::engine::{Engine, Event, EventSink, Item, Lane, Options};
+use crate::engine::{Engine, Event, EventSink, Item, Lane, Options, fence};
 use crate::model::{MailStore, MboxName, UserId, UserPart};
 use clap::Args;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -53,8 +53,9 @@ pub(super) fn push(common: &Common, args: &PushArgs) -> Outcome {
     let setup = Setup::open_from(common, args.from.as_deref())?;
     let state = setup.state()?;
     // What is wrong with a replica is told once and before anything is read.
+    setup.none_is_promoted()?;
     for target in setup.replica_targets()? {
-        target.open().map_err(super::setup::replica_failure)?.close();
+        fence::open(&*target).map_err(super::setup::replica_failure)?.close();
     }
     setup.store.listing().map_err(|error| Failure::new(Exit::Source, error))?;
     let bar = progress(common.json);

@@ -4,7 +4,8 @@ use super::setup::{Setup, replica_failure};
 use super::{Common, Exit, Failure, Outcome};
 use crate::daemon::moves::{Hands, Moves};
 use crate::daemon::{self, End, Running, Service};
-use crate::engine::Options;
+use crate::engine::{Options, fence};
+use crate::model::{Denial, ReplicaError};
 use clap::Args;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -32,15 +33,18 @@ pub(super) fn run(common: &Common, args: &RunArgs) -> Outcome {
 
 /// Wrong credentials are better told now than in a loop; but where one replica works, the others hold up nobody.
 fn refusals(setup: &Setup) -> Result<(), Failure> {
+    setup.none_is_promoted()?;
     let mut refused = None;
     let targets = setup.replica_targets()?;
     let mut usable = 0;
     for target in &targets {
-        match target.open() {
+        match fence::open(&**target) {
             Ok(session) => {
                 usable += 1;
                 session.close();
             }
+            // This source was taken over from: it feeds nobody any more.
+            Err(error @ ReplicaError::Denied(Denial::Promoted, _)) => return Err(replica_failure(error)),
             Err(error) if error.is_fatal() => {
                 error!(replica = %target.name(), %error, "replica refuses us");
                 refused.get_or_insert(error);

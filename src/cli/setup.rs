@@ -9,7 +9,7 @@ use crate::daemon::moves::Moves;
 use crate::engine;
 use crate::model::{MailStore, ReplicaError, ReplicaTarget, StoreError};
 use crate::spool::{LiveSpool, open_store, read_conf};
-use crate::state::State;
+use crate::state::{Promotions, State};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -147,6 +147,11 @@ pub(super) fn named_replica(common: &Common, given: &str) -> Result<String, Fail
     Ok(named.map_or_else(|| given.to_owned(), |one| one.url.clone()))
 }
 
+/// The configuration where no imapd.conf can be read.
+pub(super) fn config_alone(common: &Common) -> Result<Config, Failure> {
+    checked(&typed(common)?, None, true)
+}
+
 /// Where our state is, without a look at anything else.
 pub(super) fn state_dir(common: &Common) -> Result<PathBuf, Failure> {
     Ok(typed(common)?.state.unwrap_or_else(|| DEFAULT_STATE.into()))
@@ -186,6 +191,19 @@ impl<S: MailStore + ?Sized> Setup<S> {
         self.config.replicas.iter().map(open).collect()
     }
 
+    /// As far as our own state knows; the replicas themselves are asked by whoever writes to them.
+    pub(super) fn none_is_promoted(&self) -> Result<(), Failure> {
+        let book = Promotions::open(&self.config.state).map_err(|error| Failure::new(Exit::State, error))?;
+        let promoted = self.config.replicas.iter().find_map(|replica| book.of(&replica.url));
+        match promoted {
+            Some(promotion) => {
+                let why = engine::fence::refusal(&promotion.replica, promotion);
+                Err(Failure::new(Exit::Promoted, anyhow::anyhow!(why)))
+            }
+            None => Ok(()),
+        }
+    }
+
     /// The book of users who were moved.
     pub(super) fn moves(&self) -> Result<Arc<Moves>, Failure> {
         Moves::open(&self.config.state).map_err(|error| Failure::new(Exit::State, error))
@@ -209,8 +227,9 @@ impl<S: MailStore + ?Sized> Setup<S> {
         Ok(if moves.all().is_empty() { rules } else { Some(moves.share(rules)) })
     }
 
-    /// Replicas with their receipts.
+    /// Replicas with their receipts, to be written to: none of them may have been promoted.
     pub(super) fn targets(&self, state: &State) -> Result<Vec<engine::Target>, Failure> {
+        self.none_is_promoted()?;
         let targets = self.replica_targets()?;
         Ok(targets
             .into_iter()

@@ -2,7 +2,7 @@
 
 use super::setup::Setup;
 use super::{Common, Exit, Failure, Outcome};
-use crate::engine::{Depth, Extent, Lane, verify as engine_verify};
+use crate::engine::{Depth, Difference, Extent, Lane, verify as engine_verify};
 use crate::model::{MailStore, UserId};
 use clap::Args;
 use std::collections::BTreeSet;
@@ -93,12 +93,7 @@ pub(super) fn verify(common: &Common, args: &VerifyArgs) -> Outcome {
             continue;
         }
         for difference in &report.differences {
-            let values = if difference.source.is_empty() && difference.replica.is_empty() {
-                String::new()
-            } else {
-                format!(": source {:?}, replica {:?}", difference.source, difference.replica)
-            };
-            writeln!(out, "{}: {}: {}{values}", difference.lane, difference.object, difference.what)?;
+            writeln!(out, "{}", line(difference))?;
         }
         for (object, lost) in &report.not_held {
             writeln!(out, "{object}: the replica is too old for the {lost}; the rest is compared")?;
@@ -124,6 +119,16 @@ pub(super) fn verify(common: &Common, args: &VerifyArgs) -> Outcome {
         )?;
     }
     Ok(if equal { Exit::Ok } else { Exit::Differs })
+}
+
+/// A difference for people.
+pub(super) fn line(difference: &Difference) -> String {
+    let values = if difference.source.is_empty() && difference.replica.is_empty() {
+        String::new()
+    } else {
+        format!(": source {:?}, replica {:?}", difference.source, difference.replica)
+    };
+    format!("{}: {}: {}{values}", difference.lane, difference.object, difference.what)
 }
 
 fn every_lane(setup: &Setup<dyn MailStore>) -> Result<Vec<Lane>, Failure> {

@@ -93,6 +93,11 @@ impl ImapdConf {
         self.options.get(key).map(String::as_str)
     }
 
+    /// All options, sorted.
+    pub fn all(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.options.iter().map(|(key, value)| (key.as_str(), value.as_str()))
+    }
+
     /// The value a service, or sync_client for a channel, sees: its own override first.
     pub fn for_service(&self, service: &str, key: &str) -> Option<&str> {
         self.get(&format!("{}_{key}", service.to_ascii_lowercase())).or_else(|| self.get(key))

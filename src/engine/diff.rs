@@ -6,9 +6,9 @@
 
 use crate::cyrus::synccrc;
 use crate::model::{
-    AnnotCrc, Annotation, BodyRef, Capabilities, FlagName, MailboxSnapshot, MailboxUpdate, MailboxView, MboxName,
-    ModSeq, QuotaLimits, Record, SeenState, Since, Step, SyncCrcs, SystemFlags, Uid, UniqueId, UserId, UserMeta,
-    UserPart,
+    AnnotCrc, Annotation, BodyRef, Capabilities, FENCE, FlagName, MailboxSnapshot, MailboxUpdate, MailboxView,
+    MboxName, ModSeq, QuotaLimits, Record, SeenState, Since, Step, SyncCrcs, SystemFlags, Uid, UniqueId, UserId,
+    UserMeta, UserPart,
 };
 use crate::state::Lift;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
@@ -513,11 +513,14 @@ pub fn same_limits(mine: Option<&QuotaLimits>, theirs: Option<&QuotaLimits>) -> 
 
 /// Steps for server annotations.
 pub fn diff_server_annotations(mine: &[Annotation], theirs: &[Annotation]) -> Vec<Step> {
+    // What says that a store was promoted is said of that store alone.
+    let carried = |annotation: &&Annotation| annotation.entry != FENCE;
+    let (mine, theirs) = (mine.iter().filter(carried), theirs.iter().filter(carried));
     let key = |annotation: &Annotation| (annotation.entry.clone(), annotation.userid.clone());
-    let have: HashMap<_, _> = theirs.iter().map(|annotation| (key(annotation), &annotation.value)).collect();
-    let want: HashSet<_> = mine.iter().map(key).collect();
-    let set = mine.iter().filter(|annotation| have.get(&key(annotation)) != Some(&&annotation.value));
-    let gone = theirs.iter().filter(|annotation| !want.contains(&key(annotation)));
+    let have: HashMap<_, _> = theirs.clone().map(|annotation| (key(annotation), &annotation.value)).collect();
+    let want: HashSet<_> = mine.clone().map(key).collect();
+    let set = mine.filter(|annotation| have.get(&key(annotation)) != Some(&&annotation.value));
+    let gone = theirs.filter(|annotation| !want.contains(&key(annotation)));
     set.cloned()
         .map(Step::ServerAnnotation)
         .chain(gone.map(|annotation| Step::RemoveServerAnnotation {

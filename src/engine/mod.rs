@@ -14,6 +14,7 @@ pub mod diff;
 mod doubt;
 #[cfg(test)]
 mod fake;
+pub mod fence;
 mod fill_in;
 mod held;
 mod loss;
@@ -29,6 +30,7 @@ mod settle;
 #[cfg(test)]
 mod tests;
 mod verify;
+mod whole;
 
 pub use control::{ControlError, StandingOrder, Subject, Word};
 pub use mover::{MoveError, Mover};
@@ -37,6 +39,7 @@ pub use queue::{Backoff, Failure, Item, Lane, QueueStats};
 pub use route::quota_lane;
 pub use scan::{ScanReport, scan};
 pub use verify::{Depth, Difference, Extent, VerifyError, VerifyReport, verify};
+pub use whole::{Whole, whole};
 
 use crate::model::{MailStore, MboxName, Notice, ReplicaError, ReplicaTarget, Step, StoreError, UniqueId};
 use crate::state::{ReplicaState, Slot};
@@ -701,7 +704,7 @@ impl Worker {
     fn connect(&self) -> Option<Session> {
         let mut pause = Duration::from_millis(100);
         loop {
-            match self.shared.target.open() {
+            match fence::open(&*self.shared.target) {
                 Ok(session) => {
                     *lock(&self.shared.fatal) = None;
                     self.shared.connected.fetch_add(1, Ordering::Relaxed);

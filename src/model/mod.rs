@@ -8,6 +8,7 @@ mod delta;
 mod dirty;
 mod ids;
 mod mailbox;
+mod promotion;
 mod seam;
 mod user;
 
@@ -18,6 +19,7 @@ pub use mailbox::{
     Annotation, MailboxEntry, MailboxHead, MailboxSnapshot, MailboxView, MboxType, Options, Record, SyncCrcs,
     SystemFlags, UserFlags,
 };
+pub use promotion::{FENCE, Promotion};
 pub use seam::{
     AnnotCrc, Body, BodySource, Capabilities, Denial, Disposition, Fingerprint, LeftOut, Listing, MailStore, Memory,
     Replica, ReplicaError, ReplicaTarget, StoreError,

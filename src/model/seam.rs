@@ -53,6 +53,8 @@ pub enum Denial {
     Tls,
     /// The server does not believe ours.
     OurCertificate,
+    /// It took over from its source: nothing is pushed over it.
+    Promoted,
 }
 
 /// A replica refused, or could not be reached.
