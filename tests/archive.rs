@@ -14,6 +14,8 @@ pub(crate) mod restore;
 mod s3;
 #[path = "archive/steps.rs"]
 mod steps;
+#[path = "archive/writers.rs"]
+mod writers;
 
 use object_store::ObjectStore;
 use object_store::memory::InMemory;

@@ -54,7 +54,7 @@ pub(super) fn change_user(
     change: impl Fn(&mut StoredUser),
 ) -> Result<(), ArchiveError> {
     let folder = folder(user);
-    retry(|| {
+    retry(objects, &folder, || {
         let (chain, old) = chain::load::<StoredUser>(objects, &folder)?.unwrap_or_default();
         let mut new = StoredUser { user: user.clone(), ..old.clone() };
         change(&mut new);
@@ -108,7 +108,7 @@ fn change_server(
     objects: &Objects,
     change: impl Fn(&BTreeMap<QuotaRoot, QuotaLimits>, &mut Vec<Annotation>) -> Option<QuotaChange>,
 ) -> Result<(), ArchiveError> {
-    retry(|| {
+    retry(objects, SERVER, || {
         let loaded = chain::load::<StoredServer>(objects, SERVER)?;
         let (chain, stored) = loaded.unwrap_or_default();
         let quotas = stored.quotas.into_iter().filter_map(|(root, limits)| Some((root, limits?))).collect();
@@ -125,7 +125,8 @@ fn change_server(
     })
 }
 
-fn retry(publish: impl Fn() -> Result<(), ArchiveError>) -> Result<(), ArchiveError> {
+fn retry(objects: &Objects, folder: &str, publish: impl Fn() -> Result<(), ArchiveError>) -> Result<(), ArchiveError> {
+    let _turn = objects.turn(folder);
     for _ in 0..ATTEMPTS {
         match publish() {
             Err(ArchiveError::Conflict { .. }) => {}

@@ -7,7 +7,8 @@
 //!
 //! Publishing is `create` of the next generation, which fails when somebody else was first. As generations that were
 //! taken in are deleted, a writer that slept could create a number anew below the newest; so whoever has created one
-//! looks whether it is the newest, and takes it back when not.
+//! looks whether it is the newest. Where it is not, either somebody has gone on from it already, or it counts for nothing
+//! and the next one deletes it as litter: it must not be taken back, for it may be what others stand on.
 
 use super::ArchiveError;
 use super::objects::{Listed, Objects};
@@ -206,15 +207,41 @@ pub(super) fn publish<S: State>(
     }
     let (listed, _) = objects.list(folder)?;
     if generations(&listed).any(|(other, _)| other > generation) {
-        objects.delete(vec![path(folder, generation)])?;
-        return Err(conflict(objects, folder));
+        return match is_stood_on(objects, folder, generation)? {
+            true => Ok(Chain { links: kept, etag: String::new() }),
+            false => Err(conflict(objects, folder)),
+        };
     }
     let ours = generations(&listed).find(|(other, _)| *other == generation);
     let etag = ours.map(|(_, object)| object.etag.clone()).unwrap_or_default();
     let superseded = generations(&listed).map(|(other, _)| other).filter(|other| kept.iter().all(|(n, _)| n != other));
-    // What cannot be deleted now is litter that the next one finds; the state is published.
-    let _ = objects.delete(superseded.map(|generation| path(folder, generation)).collect());
+    let superseded: Vec<String> = superseded.map(|generation| path(folder, generation)).collect();
+    // A listing is not of one moment: a second one, lest something is deleted that somebody newer stands on. What cannot
+    // be deleted now is litter that the next one finds; the state is published.
+    if !superseded.is_empty() && matches!(newest(objects, folder), Ok(Some((newest, _))) if newest == generation) {
+        let _ = objects.delete(superseded);
+    }
     Ok(Chain { links: kept, etag })
+}
+
+/// Whether a generation is one of those that the newest one stands on. It may have been taken in as well: that is not to
+/// be seen, and who asks has to look at the state.
+fn is_stood_on(objects: &Objects, folder: &str, generation: u64) -> Result<bool, ArchiveError> {
+    #[derive(Deserialize)]
+    struct Link {
+        after: Option<u64>,
+    }
+    'again: for _ in 0..ATTEMPTS {
+        let mut next = newest(objects, folder)?.map(|(newest, _)| newest);
+        while let Some(at) = next.filter(|at| *at > generation) {
+            let Some(bytes) = objects.get(&path(folder, at))? else { continue 'again };
+            let link: Link =
+                serde_json::from_slice(&bytes).map_err(|error| broken(objects, folder, at, error.to_string()))?;
+            next = link.after.filter(|after| *after < at);
+        }
+        return Ok(next == Some(generation));
+    }
+    Ok(false)
 }
 
 /// Nothing to stand on, but numbers that go on where those in the folder end.

@@ -20,7 +20,7 @@ mod text;
 mod writer;
 
 pub use bodies::PutError;
-pub use mailbox::{ANNOT_RULE, Change, Mailbox, Refusal};
+pub use mailbox::{ANNOT_RULE, Change, Mailbox, Refusal, merge};
 pub use store::ArchiveStore;
 pub use writer::{ApplyError, Writer};
 

@@ -10,9 +10,10 @@ use object_store::{
     local::LocalFileSystem,
 };
 use std::future::Future;
+use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher};
 use std::io::{self, Read};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 use tokio::runtime::{Builder, Runtime};
 use url::Url;
@@ -27,6 +28,9 @@ pub(super) struct Objects {
     root: Path,
     pub name: Arc<str>,
     traffic: Arc<Traffic>,
+    /// One of these is held by whoever changes something that all sessions of this process change: they would only be in
+    /// each other's way.
+    turns: Arc<[Mutex<()>; 16]>,
 }
 
 #[derive(Default)]
@@ -83,7 +87,15 @@ impl Objects {
     }
 
     pub fn new(store: Arc<dyn ObjectStore>, root: Path, name: &str) -> Self {
-        Self { store, root, name: name.into(), traffic: Arc::default() }
+        Self { store, root, name: name.into(), traffic: Arc::default(), turns: Arc::default() }
+    }
+
+    /// Waits until nobody else in this process changes this folder.
+    pub fn turn(&self, folder: &str) -> MutexGuard<'_, ()> {
+        let hash = BuildHasherDefault::<DefaultHasher>::default().hash_one(folder) as usize;
+        let [first, ..] = &*self.turns;
+        let turn = self.turns.get(hash % self.turns.len()).unwrap_or(first);
+        turn.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The same place with counters of its own.
