@@ -14,12 +14,16 @@ pub enum Value {
     Text(Vec<u8>),
     List(Vec<Value>),
     Kv(Vec<(Vec<u8>, Value)>),
-    /// A message file with its bytes.
-    File {
-        partition: Vec<u8>,
-        guid: MessageGuid,
-        data: Vec<u8>,
-    },
+    /// A message file with its bytes. Apart, so that the other values, of which there are millions, are small.
+    File(Box<MessageFile>),
+}
+
+/// `%{partition guid size}` and as many bytes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MessageFile {
+    pub partition: Vec<u8>,
+    pub guid: MessageGuid,
+    pub data: Vec<u8>,
 }
 
 /// Text that is not a dlist.
@@ -33,10 +37,21 @@ pub struct DlistError {
 /// Nesting deeper than this is refused; Cyrus itself never goes beyond 6.
 const MAX_DEPTH: usize = 32;
 
+/// Smallest piece that the allocator gives, and what it keeps with each.
+const PIECE: usize = 16;
+
+/// A list with room for more than this may be moved when it grows, and then stands there twice for a moment.
+const MOVED: usize = 1024;
+
+/// The fault of a value that needs more memory than it may have.
+const HEAVY: &str = "the value takes too much memory";
+
 /// Reads values from a slice that holds all of them.
 pub struct Parser<'a> {
     input: &'a [u8],
     at: usize,
+    /// Memory that may still be taken. A list of empty lists takes fifty times its text.
+    left: usize,
 }
 
 /// Parses one value and requires that nothing but white space follows.
@@ -49,7 +64,34 @@ pub fn parse(input: &[u8]) -> Result<Value, DlistError> {
 
 impl<'a> Parser<'a> {
     pub fn new(input: &'a [u8]) -> Self {
-        Self { input, at: 0 }
+        Self::within(input, usize::MAX)
+    }
+
+    /// One whose values may take so much memory, in bytes.
+    pub fn within(input: &'a [u8], memory: usize) -> Self {
+        Self { input, at: 0, left: memory }
+    }
+
+    fn weigh(&mut self, bytes: usize) -> Result<(), DlistError> {
+        match self.left.checked_sub(bytes) {
+            Some(left) => self.left = left,
+            None => return self.fault(HEAVY),
+        }
+        Ok(())
+    }
+
+    fn weigh_text(&mut self, len: usize) -> Result<(), DlistError> {
+        self.weigh(len.max(PIECE).saturating_add(PIECE))
+    }
+
+    /// Before one more is put into a list: does it grow?
+    fn weigh_growth<T>(&mut self, items: &[T], room: usize) -> Result<(), DlistError> {
+        if items.len() < room {
+            return Ok(());
+        }
+        let grown = room.saturating_mul(2).max(4);
+        let taken = if grown > MOVED { grown } else { grown.saturating_sub(room) };
+        self.weigh(taken.saturating_mul(size_of::<T>()).saturating_add(PIECE))
     }
 
     /// Offset of the next byte to be read.
@@ -111,6 +153,7 @@ impl<'a> Parser<'a> {
                 self.at += 1;
                 let mut items = Vec::new();
                 while !self.closed()? {
+                    self.weigh_growth(&items, items.capacity())?;
                     items.push(self.value_at(depth + 1)?);
                 }
                 Ok(Value::List(items))
@@ -119,6 +162,7 @@ impl<'a> Parser<'a> {
                 self.at += 2;
                 let mut items = Vec::new();
                 while !self.closed()? {
+                    self.weigh_growth(&items, items.capacity())?;
                     items.push(self.item_at(depth + 1)?);
                 }
                 Ok(Value::Kv(items))
@@ -148,7 +192,11 @@ impl<'a> Parser<'a> {
     fn text(&mut self) -> Result<Value, DlistError> {
         match self.peek() {
             None => self.fault("value is missing"),
-            Some(b'"') => self.quoted().map(Value::Text),
+            Some(b'"') => {
+                let text = self.quoted()?;
+                self.weigh_text(text.capacity())?;
+                Ok(Value::Text(text))
+            }
             Some(b'{') => {
                 self.at += 1;
                 let size = self.braced_number()?;
@@ -165,6 +213,7 @@ impl<'a> Parser<'a> {
                 }
                 let atom = rest.get(..end).unwrap_or_default();
                 self.at += end;
+                self.weigh_text(end)?;
                 Ok(if atom == b"NIL" { Value::Nil } else { Value::Text(atom.to_vec()) })
             }
         }
@@ -224,6 +273,7 @@ impl<'a> Parser<'a> {
     fn literal(&mut self, size: usize) -> Result<Vec<u8>, DlistError> {
         let Some(data) = self.rest().get(..size) else { return self.fault("literal is cut short") };
         self.at += size;
+        self.weigh_text(size)?;
         Ok(data.to_vec())
     }
 
@@ -240,7 +290,15 @@ impl<'a> Parser<'a> {
         self.skip_space();
         let size = self.number()?;
         self.brace_end()?;
-        Ok(Value::File { partition, guid, data: self.literal(size)? })
+        let data = self.literal(size)?;
+        Ok(Value::File(Box::new(MessageFile { partition, guid, data })))
+    }
+}
+
+impl DlistError {
+    /// The text may be good, but was given too little memory.
+    pub fn is_heavy(&self) -> bool {
+        self.fault == HEAVY
     }
 }
 
@@ -317,7 +375,8 @@ impl Value {
                 }
                 out.push(b')');
             }
-            Self::File { partition, guid, data } => {
+            Self::File(file) => {
+                let MessageFile { partition, guid, data } = &**file;
                 out.extend_from_slice(b"%{");
                 encode_text(partition, out, literals);
                 let _ = write!(out, " {guid} {}}}\r\n", data.len());
@@ -406,6 +465,16 @@ mod tests {
                 prop::collection::vec(("[A-Z]{1,8}".prop_map(String::into_bytes), inner), 0..6).prop_map(Value::Kv),
             ]
         })
+    }
+
+    #[test]
+    fn values_take_no_more_than_they_may() {
+        let text = format!("({})", "()".repeat(10_000));
+        assert!(parse(text.as_bytes()).is_ok());
+        let error = Parser::within(text.as_bytes(), 300_000).value().expect_err("is heavy");
+        assert!(error.is_heavy(), "{error}");
+        assert!(Parser::within(text.as_bytes(), 5_000_000).value().is_ok());
+        assert!(!parse(b"(").expect_err("is cut").is_heavy());
     }
 
     proptest! {

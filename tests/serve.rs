@@ -4,6 +4,10 @@
 mod circle;
 #[path = "serve/clients.rs"]
 mod clients;
+#[path = "serve/full.rs"]
+mod full;
+#[path = "serve/grammar.rs"]
+mod grammar;
 #[path = "serve/hostile.rs"]
 mod hostile;
 #[path = "serve/kill.rs"]

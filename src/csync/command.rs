@@ -375,7 +375,7 @@ pub fn untagged(line: &[u8]) -> Result<Untagged, AnswerError> {
             active: value.field("ISACTIVE").and_then(Value::as_number::<u32>) == Some(1),
         },
         b"MESSAGE" => match value {
-            Value::File { data, .. } => Untagged::Message(data),
+            Value::File(file) => Untagged::Message(file.data),
             // It hashes the file itself, and says so where that is another message.
             Value::Nil => Untagged::Message(Vec::new()),
             _ => return Err(missing("file")),

@@ -43,6 +43,9 @@ enum State {
 /// Deeper than any list of the protocol.
 const MAX_DEPTH: usize = 64;
 
+/// Longer than any `%{partition guid size}`.
+const MAX_TAG: usize = 512;
+
 /// Words whose arguments may hold lists, quoted strings, literals and files.
 const LISTS: [&[u8]; 3] = [b"GET", b"APPLY", b"RESTORE"];
 
@@ -181,7 +184,11 @@ impl Intake {
         let line = self.line.strip_suffix(b"\n").unwrap_or(&self.line);
         let line = line.strip_suffix(b"\r").unwrap_or(line);
         let Some(inside) = line.strip_suffix(b"}") else { return Ok(false) };
-        let Some(open) = inside.iter().rposition(|&byte| byte == b'{') else { return Ok(false) };
+        // No further back than a tag can begin: a long request with many line ends would be searched again at each.
+        let first = inside.len().saturating_sub(MAX_TAG);
+        let near = inside.get(first..).unwrap_or_default();
+        let Some(open) = near.iter().rposition(|&byte| byte == b'{') else { return Ok(false) };
+        let open = open.saturating_add(first);
         let head = inside.get(open.saturating_add(1)..).unwrap_or_default();
         if open.checked_sub(1).and_then(|before| inside.get(before)) == Some(&b'%') {
             let mut words = head.split(|&byte| byte == b' ').rev().filter(|word| !word.is_empty());
@@ -296,6 +303,15 @@ mod tests {
             Some(IntakeError::File)
         );
         assert_eq!(error(&[&b"GET USER "[..], &[b'('; 100]].concat()), Some(IntakeError::Depth));
+    }
+
+    /// Line ends that look like the end of a tag were searched back to the beginning of the request, each of them: hours.
+    #[test]
+    fn many_line_ends_take_no_longer_than_others() {
+        let request = [&b"GET MAILBOXES ("[..], &b"}\n".repeat(2_000_000), b")\n"].concat();
+        let mut intake = Intake::new(8 << 20);
+        let (used, line) = intake.take(&request, &mut Kept::default()).expect("a request");
+        assert_eq!((used, line.map(|line| line.bytes.len())), (request.len(), Some(request.len() - 1)));
     }
 
     proptest! {

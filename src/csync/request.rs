@@ -2,7 +2,7 @@
 
 use super::command::{annotation_view, mailbox_view, quota_view, seconds, seen_view};
 use super::intake::Line;
-use crate::dlist::{Parser, Value};
+use crate::dlist::{DlistError, Parser, Value};
 use crate::model::{
     Annotation, MailboxView, MboxName, MessageGuid, Partition, QuotaLimits, QuotaRoot, SeenState, Since, SyncCrcs, Uid,
     UniqueId, UserId,
@@ -123,6 +123,9 @@ pub enum Fault {
     /// No such command.
     #[error("unknown request {0}")]
     Unknown(String),
+    /// It takes more memory than it was given.
+    #[error("takes too much memory")]
+    Heavy,
 }
 
 /// Fields without which a mailbox cannot be made; 2.4 names no others.
@@ -141,6 +144,11 @@ const MAILBOX: [&str; 10] = [
 
 /// Reads a `GET` or `APPLY` line.
 pub fn parse(line: &Line) -> Result<Request, Fault> {
+    parse_within(line, usize::MAX)
+}
+
+/// The same; its values may take so much memory, in bytes.
+pub fn parse_within(line: &Line, memory: usize) -> Result<Request, Fault> {
     let mut words = line.bytes.splitn(3, |&byte| byte == b' ');
     let upper = |word: Option<&[u8]>| String::from_utf8_lossy(word.unwrap_or_default()).to_ascii_uppercase();
     let (verb, what) = (upper(words.next()), upper(words.next()));
@@ -151,9 +159,10 @@ pub fn parse(line: &Line) -> Result<Request, Fault> {
             _ => Err(Fault::Parse("file in a request that takes none".into())),
         };
     }
-    let mut parser = Parser::new(words.next().unwrap_or_default());
-    let value = parser.value().map_err(|error| Fault::Parse(error.to_string()))?;
-    parser.end().map_err(|error| Fault::Parse(error.to_string()))?;
+    let mut parser = Parser::within(words.next().unwrap_or_default(), memory);
+    let fault = |error: DlistError| if error.is_heavy() { Fault::Heavy } else { Fault::Parse(error.to_string()) };
+    let value = parser.value().map_err(fault)?;
+    parser.end().map_err(fault)?;
     match verb.as_str() {
         "GET" => get(&what, &value),
         "APPLY" => apply(&what, &value),

@@ -7,7 +7,7 @@ use super::wire::Wire;
 use super::{Present, Stream};
 use crate::config::ClearText;
 use crate::csync::intake::{Files, Intake, Line};
-use crate::csync::request::{self, Fault};
+use crate::csync::request::{self, Fault, Request};
 use crate::model::MessageGuid;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -20,7 +20,7 @@ const STRANGER_BYTES: usize = 8 << 10;
 /// Wrong passwords on one connection, and how long each answer takes.
 const TRIES: u32 = 3;
 const PAUSE: Duration = Duration::from_millis(500);
-/// Values take more memory than their text.
+/// Values take more memory than their text: so many times at least is set aside for them.
 const PARSED: usize = 6;
 /// Memory is counted in steps of this: what is less counts for nothing, so that strangers take none from good clients.
 const STEP: usize = 64 << 10;
@@ -213,16 +213,13 @@ impl Talk<'_> {
             };
             let (used, line) = taken.map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
             self.wire.used(used);
-            let staged = match &self.who {
-                Who::Admin(session) => session.stage.held(),
-                _ => 0,
+            let held = match &line {
+                Some(line) => line.bytes.len(),
+                None => self.intake.held(),
             };
-            match line {
-                None => self.share.hold(self.intake.held() + staged)?,
-                Some(line) => {
-                    self.share.hold(line.bytes.len().saturating_mul(PARSED) + staged)?;
-                    return Ok(line);
-                }
+            self.share.hold(held.saturating_add(self.staged()))?;
+            if let Some(line) = line {
+                return Ok(line);
             }
         }
     }
@@ -290,11 +287,13 @@ impl Talk<'_> {
     }
 
     fn request(&mut self, line: &Line, verb: &str) -> io::Result<bool> {
-        let Who::Admin(session) = &mut self.who else {
+        if !matches!(self.who, Who::Admin(_)) {
             self.say("NO Please authenticate first")?;
             return Ok(self.bear_with());
-        };
-        match request::parse(line) {
+        }
+        let parsed = self.parsed(line)?;
+        let Who::Admin(session) = &mut self.who else { return Ok(false) };
+        match parsed {
             Ok(request) => {
                 if let Err(refused) = session.request(request, &mut self.wire) {
                     return self.refuse(refused, verb);
@@ -302,6 +301,7 @@ impl Talk<'_> {
                 self.say("OK success")?;
                 Ok(true)
             }
+            Err(Fault::Heavy) => Err(io::Error::new(io::ErrorKind::OutOfMemory, "the request takes too much memory")),
             Err(Fault::Parse(fault)) => {
                 debug!(peer = self.peer, fault, "request cannot be read");
                 self.say(&format!("BAD IMAP_PROTOCOL_ERROR Failed to parse {verb} line"))?;
@@ -315,6 +315,27 @@ impl Talk<'_> {
                 self.say("NO IMAP_PROTOCOL_ERROR Protocol error")?;
                 Ok(true)
             }
+        }
+    }
+
+    /// Reads a request. Its values take more memory than its text, and how much is known only then: what they may take
+    /// is counted first, and more if that is not enough.
+    fn parsed(&mut self, line: &Line) -> io::Result<Result<Request, Fault>> {
+        let mut memory = line.bytes.len().saturating_mul(PARSED).saturating_add(STEP);
+        loop {
+            self.share.hold(line.bytes.len().saturating_add(memory).saturating_add(self.staged()))?;
+            match request::parse_within(line, memory) {
+                Err(Fault::Heavy) => memory = memory.saturating_add(memory / 4),
+                other => return Ok(other),
+            }
+        }
+    }
+
+    /// Memory for what was sent and not used yet.
+    fn staged(&self) -> usize {
+        match &self.who {
+            Who::Admin(session) => session.held(),
+            _ => 0,
         }
     }
 

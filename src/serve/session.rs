@@ -49,6 +49,11 @@ const CHECKSUM: &str = "IMAP_SYNC_CHECKSUM Checksum Failure";
 const CHANGED: &str = "IMAP_SYNC_CHANGED Changed since last sync";
 const NOT_SUPPORTED: &str = "IMAP_MAILBOX_NOTSUPPORTED Operation is not supported on mailbox";
 
+/// Mailboxes that are read before any of them is answered.
+const TOGETHER: usize = 256;
+/// What a name in a set takes beside its bytes.
+const NAME_BYTES: usize = 64;
+
 /// Mailboxes of Sieve scripts travel only where both sides said so.
 const SIEVE_MAILBOX: &str = "SIEVE-MAILBOX";
 
@@ -62,6 +67,8 @@ pub(super) struct Session {
     sieve_mailboxes: bool,
     /// Where the bodies are that a client was told not to send.
     reserved: BTreeSet<MboxName>,
+    /// What they take.
+    reserved_bytes: usize,
     /// The oldest form in which this client has sent a mailbox.
     era: Era,
 }
@@ -69,12 +76,26 @@ pub(super) struct Session {
 impl Session {
     pub fn new(replica: Box<dyn Replica>, takes_sieve_mailboxes: bool, stage: Stage) -> Self {
         let reserved = BTreeSet::new();
-        Self { replica, stage, takes_sieve_mailboxes, sieve_mailboxes: false, reserved, era: Era::Three2 }
+        Self {
+            replica,
+            stage,
+            takes_sieve_mailboxes,
+            sieve_mailboxes: false,
+            reserved,
+            reserved_bytes: 0,
+            era: Era::Three2,
+        }
+    }
+
+    /// Bytes in memory that stay from request to request.
+    pub fn held(&self) -> usize {
+        self.stage.held().saturating_add(self.reserved_bytes)
     }
 
     /// Forgets what is staged.
     pub fn restart(&mut self) -> Done {
         self.reserved.clear();
+        self.reserved_bytes = 0;
         self.stage.clear();
         Ok(self.replica.restart()?)
     }
@@ -90,11 +111,16 @@ impl Session {
             Request::GetUser(user) => self.get_user(&user, true, out),
             Request::GetMeta(user) => self.get_user(&user, false, out),
             Request::GetMailboxes(names) => {
-                let views = self.replica.view_mailboxes(&names)?;
-                self.mailboxes(&views, out)
+                // A name that is said a million times is answered once, and not all answers stand in memory together.
+                let names: Vec<MboxName> = names.into_iter().collect::<BTreeSet<_>>().into_iter().collect();
+                for names in names.chunks(TOGETHER) {
+                    let views = self.replica.view_mailboxes(names)?;
+                    self.mailboxes(&views, out)?;
+                }
+                Ok(())
             }
             Request::GetUniqueIds(ids) => {
-                for id in ids {
+                for id in ids.into_iter().collect::<BTreeSet<_>>() {
                     let view = self.replica.view_uniqueid(&id)?;
                     self.mailboxes(view.as_slice(), out)?;
                 }
@@ -134,10 +160,14 @@ impl Session {
                 None => Ok(()),
             },
             Request::Reserve { names, guids } => {
+                let names: Vec<MboxName> = names.into_iter().collect::<BTreeSet<_>>().into_iter().collect();
                 let asked: Vec<MessageGuid> = guids.iter().copied().filter(|guid| !self.stage.has(guid)).collect();
                 let found = self.replica.has_bodies(&asked, &names)?;
                 if !found.is_empty() {
-                    self.reserved.extend(names);
+                    for name in names {
+                        let bytes = name.as_bytes().len().saturating_add(NAME_BYTES);
+                        self.reserved_bytes += if self.reserved.insert(name) { bytes } else { 0 };
+                    }
                 }
                 let missing: Vec<&MessageGuid> = asked.iter().filter(|guid| !found.contains(*guid)).collect();
                 if !missing.is_empty() {

@@ -17,6 +17,9 @@ const SMALL: u64 = 256 << 10;
 /// More than this of one connection goes to the file too.
 const IN_MEMORY: usize = 16 << 20;
 
+/// What a body takes in the table beside its bytes.
+const EACH: usize = 160;
+
 enum Staged {
     Memory(Arc<[u8]>),
     File { at: u64, size: u64 },
@@ -48,9 +51,13 @@ impl Stage {
         Self { dir, limit, bodies: HashMap::new(), memory: 0, file: None, file_bytes: 0, coming: None, fault: None }
     }
 
-    /// Bytes in memory.
+    /// Bytes in memory: what is known of each body counts as well, for there may be millions without a single byte.
     pub fn held(&self) -> usize {
-        self.memory
+        let coming = match &self.coming {
+            Some((_, _, _, Coming::Memory(buffer))) => buffer.capacity(),
+            _ => 0,
+        };
+        self.memory.saturating_add(coming).saturating_add(self.bodies.len().saturating_mul(EACH))
     }
 
     pub fn has(&self, guid: &MessageGuid) -> bool {
@@ -195,7 +202,7 @@ mod tests {
         assert_eq!((get(&stage, one), get(&stage, three)), (large.clone(), large[1..].to_vec()));
         assert_eq!((get(&stage, two), get(&stage, empty)), (b"small".to_vec(), Vec::new()));
         assert_eq!(put(&mut stage, 2, b"again"), two);
-        assert_eq!((get(&stage, two), stage.held()), (b"again".to_vec(), 5));
+        assert_eq!((get(&stage, two), stage.held()), (b"again".to_vec(), 5 + 4 * EACH));
         assert_eq!(std::fs::read_dir(dir.path()).expect("lists").count(), 0);
         stage.clear();
         assert!(!stage.has(&one) && stage.held() == 0);

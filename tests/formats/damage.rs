@@ -5,6 +5,7 @@ use crate::util::{Rng, memory};
 use proptest::prelude::*;
 use spooltap::cyrus::imapd_conf::ImapdConf;
 use spooltap::cyrus::{db, header, index, mboxlist};
+use spooltap::dlist::Parser;
 use std::collections::BTreeMap;
 use std::sync::OnceLock;
 
@@ -184,6 +185,20 @@ fn damage_takes_no_memory() {
             "{kind}: {each} corruptions of {} files, {good} readable, at most {most:.2} of the file",
             samples.len()
         );
+    }
+}
+
+/// Lists that are nothing but lists take fifty times their text, unless they are given less.
+#[test]
+fn lists_take_no_more_memory_than_they_are_given() {
+    const GIVEN: usize = 8 << 20;
+    for piece in ["()", "a ", "\"\" ", "%()", "NIL ", "(a)", "{0}\n", "%(a b)", "(((((a)))))", "abcdefghijklmnop "] {
+        let text = format!("({})", piece.repeat(1_000_000));
+        let (result, taken) = memory::peak(|| Parser::within(text.as_bytes(), GIVEN).value());
+        assert!(result.expect_err("is too much").is_heavy(), "{piece}");
+        assert!(taken <= GIVEN, "{piece}: {taken}");
+        let text = format!("({})", piece.repeat(5_000));
+        assert!(Parser::within(text.as_bytes(), GIVEN).value().is_ok(), "{piece}");
     }
 }
 

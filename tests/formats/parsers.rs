@@ -16,7 +16,7 @@ use std::path::Path;
 
 /// Seeds are small: a fuzzer changes few bytes at a time.
 const MOST_BYTES: usize = 6000;
-const EACH: usize = 6;
+const EACH: usize = 12;
 
 #[derive(Default)]
 struct Seeds(BTreeMap<&'static str, Vec<Vec<u8>>>);
@@ -59,6 +59,9 @@ fn seeds() -> Seeds {
             if *count <= 2 {
                 seeds.add(parser, bytes);
             }
+            if *count == 1 {
+                seeds.add("encoders", bytes);
+            }
         }
         for (_, bytes) in store.files.iter().filter(|(path, _)| path.ends_with("mailboxes.db")) {
             for (key, value) in db::parse(bytes).expect("a good file").iter().take(3) {
@@ -72,6 +75,7 @@ fn seeds() -> Seeds {
             if holds_values && let Ok(map) = db::parse(bytes) {
                 for (key, value) in map.iter().take(1) {
                     seeds.add("values", &[&key[..], b"\n", value].concat());
+                    seeds.add("encoders", &[&key[..], b"\n", value].concat());
                 }
             }
         }
@@ -86,6 +90,9 @@ fn seeds() -> Seeds {
                 let list = answer.iter().position(|byte| *byte == b'%' || *byte == b'(');
                 if let Some(at) = list.filter(|_| answer.starts_with(b"* ")) {
                     seeds.add("dlist", &answer[at..]);
+                    if let Some(view) = answer.strip_prefix(b"* MAILBOX ") {
+                        seeds.add("mailbox_view", view);
+                    }
                 }
             }
             seeds.add("codec", &bytes[..bytes.len().min(MOST_BYTES)]);

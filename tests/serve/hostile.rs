@@ -3,13 +3,16 @@
 
 use super::super::archive::Source;
 use super::super::util::cyrus::{PASSWORD, REPLICATOR};
-use super::super::util::{Rng, eventually};
+use super::super::util::{CyrusServer, Rng, cyrus, eventually};
+use super::clients::served_source;
+use super::grammar::{Mutants, Recorded};
 use super::talk::{Talk, plain};
 use super::{Served, open};
 use spooltap::model::{MailboxView, MboxName, Replica};
 use std::collections::BTreeSet;
 use std::net::TcpStream;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
 /// Everything below a directory.
@@ -200,230 +203,215 @@ fn limits_hold_and_good_clients_are_served() {
     assert!(!served.log().contains("panicked"), "{}", served.log());
 }
 
-/// Lines of the protocol, whole and broken, from a seed.
-struct Grammar<'a>(&'a mut Rng);
+/// What one client may keep in memory without saying much: bodies without bytes, names to reserve from, lists of lists.
+#[test]
+fn small_things_are_counted_too() {
+    let dir = tempfile::tempdir().expect("directory");
+    let served = Served::start(dir.path(), &["--max-request", "8", "--max-memory", "24"]);
+    let mut session = open(&served);
+    let mut good = Good::make(&mut *session);
+    let guid = good.source.snapshot.records[0].guid;
+    let login = || Talk::login(served.address, REPLICATOR, PASSWORD).expect("logs in");
+    // The same name again and again is one answer.
+    let mut talk = login();
+    let names = "user.good ".repeat(50_000);
+    let answers = talk.ask(format!("GET MAILBOXES ({names})\r\n").as_bytes()).expect("answers");
+    assert_eq!(answers.len(), 2);
+    // Until there is no more room, and not for ever.
+    let ends = |what: &str, request: &dyn Fn(u32) -> Vec<u8>| {
+        // The one before is gone once what it held is given back.
+        let begun = eventually(Duration::from_secs(20), || {
+            let mut talk = login();
+            talk.said(&request(0)).starts_with("OK ").then_some(talk)
+        });
+        let mut talk = begun.unwrap_or_else(|| panic!("{what}: not even once"));
+        let ended = (1..400).find(|round| !talk.said(&request(*round)).starts_with("OK "));
+        assert!(ended.is_some(), "{what} have no end");
+    };
+    ends("bodies", &|round| {
+        let bodies = (0..2000).map(|n| format!("%{{default {:040x} 0}}\r\n", u64::from(round) << 32 | n));
+        format!("APPLY MESSAGE ({})\r\n", bodies.collect::<String>()).into_bytes()
+    });
+    ends("names", &|round| {
+        let names: String = (0..2000).map(|n| format!("user.r{round}x{n} ")).collect();
+        format!("APPLY RESERVE %(PARTITION default MBOXNAME ({names}) GUID ({guid}))\r\n").into_bytes()
+    });
+    ends("lists", &|round| format!("GET MAILBOXES ({})\r\n", "x ".repeat(1 << (2 * round.min(10)))).into_bytes());
+    assert!(memory(&served, "VmHWM") < 120 << 10, "{} KiB", memory(&served, "VmHWM"));
+    good.works(&mut *session);
+}
 
-impl Grammar<'_> {
-    fn pick<'b>(&mut self, from: &[&'b str]) -> &'b str {
-        from[self.0.below(from.len())]
-    }
+/// Requests of the fuzz test that are answered: as many as take some seconds in an unoptimized build.
+const LINES: u32 = 6_000;
+/// Hostile connections at the same time.
+const GANG: u64 = 3;
 
-    fn value(&mut self, depth: u32) -> String {
-        match self.0.below(if depth > 3 { 8 } else { 12 }) {
-            0 => "NIL".into(),
-            1 => self
-                .pick(&["0", "1", "5", "4294967295", "18446744073709551615", "-1", "99999999999999999999999"])
-                .into(),
-            2 => self
-                .pick(&[
-                    "user.f1",
-                    "user.f2",
-                    "user.f1.Sub",
-                    "user.goo",
-                    "\"\"",
-                    "DELETED.user.f1.6B",
-                    "d!user.f3",
-                    "../x",
-                    "a\\b",
-                ])
-                .into(),
-            3 => self.pick(&["f1", "f2", "\"a b\"", "\"x\\\"y\"", "\"unclosed"]).into(),
-            4 => {
-                format!("{{{}+}}\r\n{}", self.0.below(12), self.pick(&["", "abc", "keep;\r\n", "(((", "\"", "\u{e4}"]))
-            }
-            5 => self.pick(&["f0000001", "f0000002", "\\Seen", "\\Expunged", "$Flag", "a%b", "%x", "{x}"]).into(),
-            6 => self
-                .pick(&["de1a24f844ec1fb8728748225d649c3655d68214", "0000000000000000000000000000000000000000", "xyz"])
-                .into(),
-            7 => self
-                .pick(&["default", "\"f1\\tlrswipkxtecdan\\t\"", "P", "PSDA", "m.script", "m.bc", "/comment"])
-                .into(),
-            8 => format!("({})", self.list(depth)),
-            9 => format!("%({})", self.fields(depth)),
-            10 => format!("(({}", self.value(depth + 1)),
-            _ => format!("%{{default de1a24f844ec1fb8728748225d649c3655d68214 {}}}\r\nabc", self.0.below(6)),
+/// Answers to requests: done, refused, not understood; and connections that were packed or ended.
+#[derive(Default)]
+struct Answers([AtomicU32; 4]);
+
+impl Answers {
+    fn add(&self, answer: &[u8]) {
+        let kinds: [&[u8]; 4] = [b"OK", b"NO", b"BAD", b"* Fatal"];
+        if let Some(at) = kinds.iter().position(|start| answer.starts_with(start)) {
+            self.0[at].fetch_add(1, Ordering::SeqCst);
         }
     }
 
-    fn list(&mut self, depth: u32) -> String {
-        (0..self.0.below(4)).map(|_| self.value(depth + 1)).collect::<Vec<_>>().join(" ")
-    }
-
-    fn fields(&mut self, depth: u32) -> String {
-        const KEYS: &[&str] = &[
-            "UNIQUEID",
-            "MBOXNAME",
-            "MBOXTYPE",
-            "LAST_UID",
-            "HIGHESTMODSEQ",
-            "RECENTUID",
-            "RECENTTIME",
-            "LAST_APPENDDATE",
-            "POP3_LAST_LOGIN",
-            "UIDVALIDITY",
-            "PARTITION",
-            "ACL",
-            "OPTIONS",
-            "SYNC_CRC",
-            "SYNC_CRC_ANNOT",
-            "RECORD",
-            "UID",
-            "MODSEQ",
-            "LAST_UPDATED",
-            "FLAGS",
-            "INTERNALDATE",
-            "SIZE",
-            "GUID",
-            "ANNOTATIONS",
-            "ENTRY",
-            "USERID",
-            "VALUE",
-            "FILENAME",
-            "LAST_UPDATE",
-            "CONTENT",
-            "ROOT",
-            "LIMIT",
-            "STORAGE",
-            "OLDMBOXNAME",
-            "NEWMBOXNAME",
-            "SINCE_MODSEQ",
-            "SEENUIDS",
-            "LASTREAD",
-            "LASTUID",
-            "LASTCHANGE",
-        ];
-        (0..self.0.below(8))
-            .map(|_| format!("{} {}", self.pick(KEYS), self.value(depth + 1)))
-            .collect::<Vec<_>>()
-            .join(" ")
-    }
-
-    /// An update that has all its fields, some of them odd.
-    fn mailbox(&mut self) -> String {
-        let (id, name) =
-            (self.pick(&["f0000001", "f0000002", "f0000003"]), self.pick(&["user.f1", "user.f2", "user.f1.Sub"]));
-        let (uid, modseq) = (self.0.below(5), self.0.below(9));
-        let record = match self.0.below(3) {
-            0 => String::new(),
-            1 => format!("%({})", self.fields(1)),
-            _ => format!(
-                "%(UID {} MODSEQ {} LAST_UPDATED 5 FLAGS ({}) INTERNALDATE 5 SIZE 3 GUID a9993e364706816aba3e25717850c26c9cd0d89d)",
-                self.0.below(5),
-                self.0.below(9),
-                self.pick(&["", "\\Seen", "\\Expunged", "a b c", "NIL"])
-            ),
-        };
-        let kind = self.pick(&["", "MBOXTYPE ei", "MBOXTYPE d", "MBOXTYPE r", "MBOXTYPE zzz"]);
-        format!(
-            "APPLY MAILBOX %(UNIQUEID {id} MBOXNAME {name} {kind} LAST_UID {uid} HIGHESTMODSEQ {modseq} RECENTUID 0 RECENTTIME 0 \
-             LAST_APPENDDATE 0 POP3_LAST_LOGIN 0 UIDVALIDITY 1 PARTITION default ACL x OPTIONS P SYNC_CRC 0 RECORD ({record}))\r\n"
-        )
-    }
-
-    fn line(&mut self) -> Vec<u8> {
-        const WHAT: &[&str] = &[
-            "USER",
-            "META",
-            "MAILBOXES",
-            "UNIQUEIDS",
-            "FULLMAILBOX",
-            "QUOTA",
-            "ANNOTATION",
-            "FETCH",
-            "FETCH_SIEVE",
-            "MESSAGE",
-            "RESERVE",
-            "MAILBOX",
-            "EXPUNGE",
-            "RENAME",
-            "UNMAILBOX",
-            "UNUSER",
-            "SUB",
-            "UNSUB",
-            "SEEN",
-            "UNQUOTA",
-            "UNANNOTATION",
-            "SIEVE",
-            "UNSIEVE",
-            "ACTIVATE_SIEVE",
-            "UNACTIVATE_SIEVE",
-            "FORCE",
-            "CAPABILITIES",
-            "LOCAL_RENAME",
-            "NONSENSE",
-        ];
-        let mut line = match self.0.below(10) {
-            0 => self.mailbox(),
-            1 => "APPLY MESSAGE (%{default a9993e364706816aba3e25717850c26c9cd0d89d 3}\r\nabc)\r\n".into(),
-            2..=4 => format!("{} {} %({})\r\n", self.pick(&["GET", "APPLY", "apply"]), self.pick(WHAT), self.fields(0)),
-            5..=6 => format!("{} {} {}\r\n", self.pick(&["GET", "APPLY", "RESTORE"]), self.pick(WHAT), self.value(0)),
-            7 => self
-                .pick(&[
-                    "RESTART\r\n",
-                    "NOOP\r\n",
-                    "\r\n",
-                    "GET\r\n",
-                    "APPLY  \r\n",
-                    "XYZZY\r\n",
-                    "COMPRESS LZMA\r\n",
-                    "AUTHENTICATE PLAIN\r\n",
-                ])
-                .into(),
-            _ => self.mailbox(),
-        }
-        .into_bytes();
-        // Now and then a byte is another one, is missing, or the line ends early.
-        match self.0.below(12) {
-            0 => {
-                let at = self.0.below(line.len());
-                line[at] = self.0.below(256) as u8;
-            }
-            1 => drop(line.remove(self.0.below(line.len()))),
-            2 => line.truncate(self.0.below(line.len())),
-            _ => {}
-        }
-        line
+    fn count(&self) -> u32 {
+        self.0.iter().map(|count| count.load(Ordering::SeqCst)).sum()
     }
 }
 
-/// Requests of the fuzz test: as many as take some seconds in an unoptimized build.
-const LINES: u32 = 6_000;
+/// One hostile connection, logged in or not.
+fn attack(served: &Served, mutants: &mut Mutants<'_>, answers: &Answers) {
+    let logged_in = mutants.rng.below(12) > 0;
+    let talk = match logged_in {
+        true => Talk::login(served.address, REPLICATOR, PASSWORD),
+        false => Talk::connect(served.address),
+    };
+    // Of too many who have not logged in the oldest is sent away.
+    let Ok(mut talk) = talk else { return };
+    let lines = if logged_in { 40 } else { 10 };
+    let mut burst = mutants.burst(lines);
+    burst.extend_from_slice(b"\r\n))))))\"\r\nEXIT\r\n");
+    if mutants.rng.below(6) == 0 && talk.said(b"COMPRESS DEFLATE\r\n") == "OK DEFLATE active" {
+        // Packed as it should be, or not at all.
+        let mut packed = Vec::new();
+        if mutants.rng.below(3) > 0 {
+            let mut deflate = flate2::Compress::new(flate2::Compression::fast(), false);
+            packed.reserve(burst.len() * 2 + 100);
+            deflate.compress_vec(&burst, &mut packed, flate2::FlushCompress::Sync).expect("packs");
+            if mutants.rng.below(3) == 0 {
+                let at = mutants.rng.below(packed.len());
+                packed[at] ^= 0x10;
+            }
+        }
+        let _ = talk.send(if packed.is_empty() { &burst } else { &packed });
+        talk.drain();
+        return answers.add(b"* Fatal");
+    }
+    // All at once: whoever sends that much has to be read while it sends.
+    let mut writer = talk.writer();
+    std::thread::scope(|scope| {
+        scope.spawn(move || {
+            let _ = std::io::Write::write_all(&mut writer, &burst);
+            let _ = writer.shutdown(std::net::Shutdown::Write);
+        });
+        while let Ok(answer) = talk.answer() {
+            answers.add(&answer);
+        }
+    });
+}
+
+/// A request that comes byte by byte.
+fn drip(served: &Served, is_over: &AtomicBool) {
+    let mut talk = Talk::login(served.address, REPLICATOR, PASSWORD).expect("logs in");
+    for byte in b"GET MAILBOXES (user.good)\r\n" {
+        talk.send(&[*byte]).expect("is read");
+        if !is_over.load(Ordering::SeqCst) {
+            std::thread::sleep(Duration::from_millis(40));
+        }
+    }
+    let mut last = Vec::new();
+    while !last.starts_with(b"OK") {
+        last = talk.answer().expect("answers");
+        assert!(last.starts_with(b"* MAILBOX") || last.starts_with(b"OK"), "{}", String::from_utf8_lossy(&last));
+    }
+}
+
+/// `VmHWM` or `VmRSS` of the server, in KiB.
+fn memory(served: &Served, what: &str) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{}/status", served.pid())).expect("it lives");
+    let line = status.lines().find_map(|line| line.strip_prefix(what)?.strip_prefix(':')).expect("a figure");
+    line.trim().trim_end_matches(" kB").parse().expect("a number")
+}
 
 #[test]
 fn malformed_requests_do_no_harm() {
     let dir = tempfile::tempdir().expect("directory");
-    let served = Served::start(dir.path(), &["--max-request", "4", "--max-memory", "64"]);
+    let place = dir.path().join("a/b/c");
+    std::fs::create_dir_all(&place).expect("directory");
+    let served = Served::start(&place, &["--max-request", "4", "--max-memory", "64"]);
     let mut session = open(&served);
     let mut good = Good::make(&mut *session);
     let lines = std::env::var("SPOOLTAP_FUZZ_LINES").ok().and_then(|text| text.parse().ok()).unwrap_or(LINES);
-    let mut rng = Rng::new(0x5eed);
-    let (mut sent, mut connections) = (0, 0);
-    while sent < lines {
-        let Ok(mut talk) = Talk::login(served.address, REPLICATOR, PASSWORD) else { panic!("{}", served.log()) };
-        connections += 1;
-        // All at once and then the end, or one by one as long as there are answers.
-        let burst: Vec<u8> = (0..40).flat_map(|_| Grammar(&mut rng).line()).filter(|byte| *byte != 0).collect();
-        sent += 40;
-        let _ = talk.send(&burst);
-        let _ = talk.send(b"\r\n))))))\"\r\nEXIT\r\n");
-        talk.stop_sending();
-        while talk.answer().is_ok() {}
-        if connections % 20 == 0 {
-            good.works(&mut *session);
+    let seed: u64 = std::env::var("SPOOLTAP_FUZZ_SEED").ok().and_then(|text| text.parse().ok()).unwrap_or(0x5eed);
+    let recorded = Recorded::read();
+    let (answers, connections, is_over) = (Answers::default(), AtomicU32::new(0), AtomicBool::new(false));
+    let real = cyrus::installed().then(|| {
+        let options = served_source(&served).users(&["honest"]);
+        CyrusServer::start(options).expect("starts")
+    });
+    let begun = std::time::Instant::now();
+    let mut early = 0;
+    std::thread::scope(|scope| {
+        for number in 0..GANG {
+            let (served, from, answers, connections) = (&served, &recorded, &answers, &connections);
+            scope.spawn(move || {
+                let mut mutants = Mutants { rng: Rng::new(seed * GANG + number), from };
+                while answers.count() < lines {
+                    attack(served, &mut mutants, answers);
+                    connections.fetch_add(1, Ordering::SeqCst);
+                }
+            });
         }
-    }
+        let slow = scope.spawn(|| drip(&served, &is_over));
+        let honest = real.as_ref().map(|real| {
+            let (served, is_over) = (&served, &is_over);
+            scope.spawn(move || {
+                let mut runs = 0;
+                while runs == 0 || !is_over.load(Ordering::SeqCst) {
+                    let text = format!("Subject: {runs}\r\n\r\nhonest mail\r\n");
+                    real.lmtp().expect("connects").deliver(&["honest"], text.as_bytes()).expect("delivers");
+                    let output = real.tool("sync_client", &["-v", "-u", "honest"]).expect("runs");
+                    super::clients::good("a real client", &output, served);
+                    runs += 1;
+                }
+                runs
+            })
+        });
+        while answers.count() < lines {
+            good.works(&mut *session);
+            if early == 0 && answers.count() > lines / 5 {
+                early = memory(&served, "VmRSS");
+            }
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        is_over.store(true, Ordering::SeqCst);
+        slow.join().expect("is served");
+        if let Some(honest) = honest {
+            let runs = honest.join().expect("is served");
+            println!("{runs} runs of a real client meanwhile");
+            let view = session.view_full(&MboxName::from("user.honest")).expect("views").expect("is there");
+            assert_eq!(view.records.map(|records| records.len()), Some(runs));
+        }
+    });
     good.works(&mut *session);
-    println!("{sent} lines on {connections} connections");
-    assert!(!served.log().contains("panicked"), "{}", served.log());
-    let status = std::fs::read_to_string(format!("/proc/{}/status", served.pid())).expect("it lives");
-    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("peak");
-    let peak: u64 = peak.trim().trim_end_matches(" kB").parse().expect("a number");
+    let (peak, rss) = (memory(&served, "VmHWM"), memory(&served, "VmRSS"));
+    println!(
+        "answers {:?} (OK, NO, BAD, ended) on {} connections in {:?}; memory {early} KiB early, {rss} KiB at the end, \
+         {peak} KiB at most",
+        answers.0,
+        connections.load(Ordering::SeqCst),
+        begun.elapsed()
+    );
+    assert!(!served.log().contains("panicked"), "{}", panics(&served.log()));
     assert!(peak < 300 << 10, "{peak} KiB at most were in use");
-    let beside: BTreeSet<String> = std::fs::read_dir(dir.path())
-        .expect("lists")
-        .flatten()
-        .map(|entry| entry.file_name().to_string_lossy().into_owned())
-        .collect();
-    assert_eq!(beside, ["archive", "passwords", "serve.log"].map(str::to_owned).into());
+    let beside = |dir: &Path| -> BTreeSet<String> {
+        let all = std::fs::read_dir(dir).expect("lists").flatten();
+        all.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
+    };
+    assert_eq!(beside(&place), ["archive", "passwords", "serve.log"].map(str::to_owned).into());
+    for (folder, only) in [("", "a"), ("a", "b"), ("a/b", "c")] {
+        assert_eq!(beside(&dir.path().join(folder)), [only.to_owned()].into());
+    }
     assert_eq!(served.terminate().code(), Some(0));
+}
+
+/// The lines about panics, with what follows each.
+fn panics(log: &str) -> String {
+    let lines: Vec<&str> = log.lines().collect();
+    let at = lines.iter().enumerate().filter(|(_, line)| line.contains("panicked")).map(|(at, _)| at);
+    at.take(20).flat_map(|at| lines.iter().skip(at).take(3)).copied().collect::<Vec<_>>().join("\n")
 }

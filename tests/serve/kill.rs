@@ -45,15 +45,53 @@ fn load(served: &Served, source: &mut Source, acked: &mut Source, number: usize,
     }
 }
 
+/// Mailboxes get no larger than what so many lives bring; then others are begun.
+const GENERATION: u64 = 40;
+
+/// A mailbox as it was last sent, and as it was last acknowledged.
+type Two = (Source, Source);
+
+fn generation(number: u64) -> Vec<Two> {
+    let fresh = |which: u64| Source::new(&format!("kill{number:03}{which}"), &format!("user.k{number}x{which}"));
+    (0..3).map(|which| (fresh(which), fresh(which))).collect()
+}
+
+/// Everything that was acknowledged is in what the dead server has left, and everything that is there is whole.
+fn holds(store: &dyn MailStore, boxes: &[Two], when: &str) {
+    let listing = store.listing().expect("lists");
+    for (source, acked) in boxes {
+        let want = &acked.snapshot;
+        if want.records.is_empty() {
+            continue;
+        }
+        let entry = listing.entries.iter().find(|entry| entry.name == want.head.name).expect("is listed");
+        let found = store.mailbox(entry).expect("reads").expect("is there");
+        // Either the last that was acknowledged, or one more that was not heard of.
+        let is = |source: &Source| {
+            found.records == source.snapshot.records && found.head.highestmodseq == source.snapshot.head.highestmodseq
+        };
+        assert!(is(acked) || is(source), "{when}: {:?}", found.head);
+        let bodies = store.bodies(entry).expect("bodies");
+        for record in &found.records {
+            let body = BodyRef { uid: record.uid, guid: record.guid, size: record.size, copied: false };
+            let mut bytes = Vec::new();
+            bodies.open(&body).expect("has its body").reader.read_to_end(&mut bytes).expect("reads");
+            assert_eq!(MessageGuid(Sha1::digest(&bytes).into()), record.guid);
+        }
+    }
+}
+
 #[test]
 fn what_was_acknowledged_is_there() {
     let dir = tempfile::tempdir().expect("directory");
     let kills: u64 = std::env::var("SPOOLTAP_KILLS").ok().and_then(|text| text.parse().ok()).unwrap_or(KILLS);
     let mut served = Served::start(dir.path(), &[]);
     drop(open(&served));
-    let fresh = |number: usize| Source::new(&format!("kill000{number}"), &format!("user.k{number}"));
-    let mut boxes: Vec<(Source, Source)> = (0..3).map(|number| (fresh(number), fresh(number))).collect();
+    let (mut boxes, mut done) = (generation(0), Vec::new());
     for kill in 0..kills {
+        if kill > 0 && kill % GENERATION == 0 {
+            done.append(&mut std::mem::replace(&mut boxes, generation(kill / GENERATION)));
+        }
         let address = served.address;
         let killed = AtomicBool::new(false);
         let acks = AtomicU64::new(0);
@@ -66,40 +104,23 @@ fn what_was_acknowledged_is_there() {
                     }
                 });
             }
-            std::thread::sleep(Duration::from_millis(60 + kill * 97 % 230));
-            // However slow this machine is, each life does something.
+            // However slow this machine is, each life does something; then a moment more, another one each time.
             eventually(Duration::from_secs(30), || (acks.load(Ordering::SeqCst) > 0).then_some(()));
+            std::thread::sleep(Duration::from_micros(kill * 7919 % 90_000));
             killed.store(true, Ordering::SeqCst);
             nix::sys::signal::kill(nix::unistd::Pid::from_raw(serve.pid()), nix::sys::signal::Signal::SIGKILL)
                 .expect("kills");
         });
         let store = ArchiveStore::open(Archive::open(&archive(dir.path())).expect("opens")).expect("is there");
-        let listing = store.listing().expect("lists");
-        for (source, acked) in &boxes {
-            let want = &acked.snapshot;
-            if want.records.is_empty() {
-                continue;
-            }
-            let entry = listing.entries.iter().find(|entry| entry.name == want.head.name).expect("is listed");
-            let found = store.mailbox(entry).expect("reads").expect("is there");
-            // Either the last that was acknowledged, or one more that was not heard of.
-            let is = |source: &Source| {
-                found.records == source.snapshot.records
-                    && found.head.highestmodseq == source.snapshot.head.highestmodseq
-            };
-            assert!(is(acked) || is(source), "after kill {kill}: {:?}", found.head);
-            let bodies = store.bodies(entry).expect("bodies");
-            for record in &found.records {
-                let body = BodyRef { uid: record.uid, guid: record.guid, size: record.size, copied: false };
-                let mut bytes = Vec::new();
-                bodies.open(&body).expect("has its body").reader.read_to_end(&mut bytes).expect("reads");
-                assert_eq!(MessageGuid(Sha1::digest(&bytes).into()), record.guid);
-            }
-        }
+        holds(&store, &boxes, &format!("after kill {kill}"));
         served.kill9();
         served = Served::start_at(dir.path(), address, &[]);
     }
-    let total: usize = boxes.iter().map(|(_, acked)| acked.snapshot.records.len()).sum();
+    done.append(&mut boxes);
+    let store = ArchiveStore::open(Archive::open(&archive(dir.path())).expect("opens")).expect("is there");
+    holds(&store, &done, "at the end");
+    let total: usize = done.iter().map(|(_, acked)| acked.snapshot.records.len()).sum();
+    println!("{kills} deaths, {total} messages in {} mailboxes acknowledged, all there", done.len());
     assert!(total as u64 >= kills, "only {total} messages in {kills} lives");
     assert_eq!(served.terminate().code(), Some(0));
 }

@@ -43,9 +43,19 @@ impl Talk {
         self.stream.write_all(bytes)
     }
 
-    /// Nothing more will come.
-    pub(crate) fn stop_sending(&mut self) {
+    /// The way there, for somebody who sends while this one reads.
+    pub(crate) fn writer(&self) -> TcpStream {
+        self.stream.try_clone().expect("a second handle")
+    }
+
+    /// Reads to the end without understanding it; how many bytes came.
+    pub(crate) fn drain(&mut self) -> usize {
         let _ = self.stream.shutdown(std::net::Shutdown::Write);
+        let (mut bytes, mut all) = ([0; 16 << 10], 0);
+        while let Ok(count @ 1..) = self.stream.read(&mut bytes) {
+            all += count;
+        }
+        all
     }
 
     pub(crate) fn answer(&mut self) -> io::Result<Vec<u8>> {

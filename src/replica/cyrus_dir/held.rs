@@ -3,7 +3,7 @@
 
 use super::DirError;
 use super::disk::{self, Disk};
-use crate::archive::{ANNOT_RULE, Change, Mailbox};
+use crate::archive::{ANNOT_RULE, Change, Mailbox, merge};
 use crate::cyrus::annotations::{self, Userids};
 use crate::cyrus::bytes::crc32;
 use crate::cyrus::db::{self, Map};
@@ -208,39 +208,39 @@ impl Held {
         let gaps = |last: Uid, count: usize| u64::from(last.0).saturating_sub(count as u64);
         let had_gaps = gaps(self.index.last_uid, self.records.len());
         let notes_before = self.notes(owner);
-        for record in &change.records {
+        let last = self.records.last().map(|found| found.record.uid);
+        let new = change.records.iter().map(|record| {
             let mut record = record.clone();
             record.user_flags = translate(record.user_flags, &bits);
             if record.annotations.iter().any(|note| note.entry == SNOOZED_ENTRY) {
                 record.system_flags.0 |= SNOOZED;
             }
-            match self.records.binary_search_by_key(&record.uid, |found| found.record.uid) {
-                Ok(at) => {
-                    let Some(found) = self.records.get_mut(at) else { continue };
-                    record.system_flags.0 |= found.record.system_flags.0 & !(SystemFlags::REPLICATED | SNOOZED);
-                    changed_old = true;
-                    found.record = record;
-                }
-                Err(at) => {
-                    let facts = facts.get(&record.uid);
-                    if facts.is_none() {
-                        record.system_flags.0 |= SystemFlags::UNLINKED;
-                    }
-                    changed_old |= at < before;
-                    let facts = facts.copied().unwrap_or_default();
-                    self.records.insert(
-                        at,
-                        IndexRecord {
-                            record,
-                            header_size: facts.header_size,
-                            sentdate: facts.sentdate,
-                            gmtime: facts.gmtime,
-                            ..IndexRecord::default()
-                        },
-                    );
-                }
+            changed_old |= Some(record.uid) <= last;
+            let facts = facts.get(&record.uid);
+            if facts.is_none() && self.record(record.uid).is_none() {
+                record.system_flags.0 |= SystemFlags::UNLINKED;
             }
-        }
+            let facts = facts.copied().unwrap_or_default();
+            IndexRecord {
+                record,
+                header_size: facts.header_size,
+                sentdate: facts.sentdate,
+                gmtime: facts.gmtime,
+                ..IndexRecord::default()
+            }
+        });
+        let new: Vec<IndexRecord> = new.collect();
+        let old = std::mem::take(&mut self.records);
+        self.records = merge(
+            old,
+            new,
+            |found| found.record.uid,
+            |mut old, mut new| {
+                new.record.system_flags.0 |= old.record.system_flags.0 & !(SystemFlags::REPLICATED | SNOOZED);
+                old.record = new.record;
+                old
+            },
+        );
         let head = &change.head;
         let has_notes = self.records.iter().any(|found| !found.record.annotations.is_empty());
         if had_notes || has_notes {

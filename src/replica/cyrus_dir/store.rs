@@ -469,7 +469,7 @@ impl Store {
         if let Some(user) = name.owner().filter(|_| name.is_inbox()) {
             self.user_at(&user, &row.uniqueid).remove()?;
         }
-        let foldermodseq = ModSeq(row.foldermodseq.0 + 1);
+        let foldermodseq = ModSeq(row.foldermodseq.0.saturating_add(1));
         let changes = [self.buried(&row, foldermodseq), (mboxlist::id_key(id), None)];
         lock(&self.list).commit(&self.disk, &changes)?;
         if row.mbtype.is_intermediate() { Ok(()) } else { self.clear(&row) }

@@ -1,0 +1,99 @@
+//! `serve` on a disk that becomes full: clients are told, nothing acknowledged is lost, and it goes on when there is room.
+
+use super::super::archive::Source;
+use super::super::util::full::{fill, seen_by, small_disk};
+use super::super::util::process::Group;
+use super::super::util::{cyrus, eventually};
+use super::{free_port, target};
+use sha1::{Digest, Sha1};
+use spooltap::model::{MailboxView, MboxName, MessageGuid, Replica, ReplicaError};
+use std::io::Read;
+use std::net::TcpStream;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::process::Stdio;
+use std::time::Duration;
+
+/// Everything that was acknowledged is shown, and can be fetched.
+fn shows(session: &mut dyn Replica, acked: &Source) {
+    let name: MboxName = acked.snapshot.head.name.clone();
+    let view: MailboxView = session.view_full(&name).expect("views").expect("is there");
+    let records = view.records.expect("records");
+    for record in &acked.snapshot.records {
+        assert!(records.contains(record), "{record:?} of {}", records.len());
+        let mut body = session.message(&view.head, record).expect("reads").expect("has its body");
+        let mut bytes = Vec::new();
+        body.reader.read_to_end(&mut bytes).expect("reads");
+        assert_eq!(MessageGuid(Sha1::digest(&bytes).into()), record.guid);
+    }
+}
+
+fn waited_out(scheme: &str) {
+    let dir = tempfile::tempdir().expect("directory");
+    let small = dir.path().join("small");
+    std::fs::create_dir(&small).expect("directory");
+    let Some(mut command) = small_disk(&small, 4 << 10) else { return };
+    let passwords = dir.path().join("passwords");
+    std::fs::write(&passwords, format!("{}:{}\n", cyrus::REPLICATOR, cyrus::PASSWORD)).expect("passwords");
+    std::fs::set_permissions(&passwords, PermissionsExt::from_mode(0o600)).expect("mode");
+    let log = dir.path().join("serve.log");
+    let address = free_port();
+    command.arg(env!("CARGO_BIN_EXE_spooltap")).args(["serve", "--archive"]);
+    command.arg(format!("{scheme}://{}", small.join("store").display())).arg("--stage").arg(&small);
+    command.args(["--listen", &address.to_string()]).arg("--passwords").arg(&passwords);
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(std::fs::File::create(&log).expect("log"));
+    let mut group = Group::spawn(&mut command).expect("starts");
+    let up = eventually(Duration::from_secs(60), || TcpStream::connect(address).ok());
+    assert!(up.is_some(), "{:?} {}", group.ended(), std::fs::read_to_string(&log).expect("log"));
+    let inside = |path: &Path| seen_by(group.pid().as_raw(), path);
+    let replica = target(&format!("csync://{}@{address}", cyrus::REPLICATOR));
+    let mut session = replica.open().expect("opens");
+    let mut source = Source::new("full0001", "user.full");
+    source.append("Subject: first\r\n\r\nfirst\r\n");
+    session.apply(&source.step(None), &source.bodies).expect("applies");
+    let mut acked = source.clone();
+    // Bodies that wait in memory, and one that waits in a file.
+    for (round, (keep, size)) in [(60, 3_000), (200, 900_000), (0, 10)].into_iter().enumerate() {
+        let filler = small.join("filler");
+        fill(&inside(&filler), keep);
+        let refused = (0..60).find_map(|number| {
+            source.append(&format!("Subject: {round} {number}\r\n\r\n{}\r\n", "x".repeat(size)));
+            match session.apply(&source.step(Some(acked.since())), &source.bodies) {
+                Ok(()) => {
+                    acked = source.clone();
+                    None
+                }
+                Err(error) => Some(error),
+            }
+        });
+        let refused = refused.unwrap_or_else(|| panic!("{scheme} {round}: the disk was not full"));
+        if matches!(refused, ReplicaError::Lost { .. }) {
+            session = replica.open().expect("opens");
+        }
+        // What was acknowledged can be read on a full disk as well.
+        shows(&mut *session, &acked);
+        std::fs::remove_file(inside(&filler)).expect("makes room");
+        let done = eventually(Duration::from_secs(20), || {
+            let since = match session.view_full(&source.snapshot.head.name) {
+                Ok(Some(view)) if view.head.highestmodseq == source.snapshot.head.highestmodseq => source.since(),
+                Ok(_) => acked.since(),
+                Err(_) => {
+                    session = replica.open().ok()?;
+                    return None;
+                }
+            };
+            session.apply(&source.step(Some(since)), &source.bodies).ok()
+        });
+        let said = || std::fs::read_to_string(&log).expect("log");
+        assert!(done.is_some(), "{scheme} {round}: it does not go on, {refused}: {}", said());
+        acked = source.clone();
+        shows(&mut *session, &acked);
+        assert!(!said().contains("panicked"), "{}", said());
+    }
+    session.close();
+}
+
+#[test]
+fn an_archive_on_a_full_disk_goes_on_when_there_is_room() {
+    waited_out("file");
+}
