@@ -2,6 +2,7 @@
 //! compared anew; nothing is lost, nothing sent twice, and nothing panics.
 
 mod commands;
+mod full;
 
 use super::util::{Spooltap, Store, store};
 use spooltap::model::{MailboxHead, MailboxView, QuotaLimits, QuotaResource, QuotaRoot, UserId};

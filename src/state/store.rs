@@ -4,12 +4,12 @@ use super::at_work::{AtWork, Slot};
 use super::intents::Intents;
 use super::{MailboxReceipt, UserReceipt};
 use crate::model::{Annotation, MboxName, Memory, QuotaLimits, QuotaRoot, UniqueId, UserId};
-use redb::{Database, DatabaseError, ReadableDatabase, ReadableTable, TableDefinition};
+use redb::{Database, DatabaseError, ReadTransaction, ReadableDatabase, ReadableTable, TableDefinition};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock};
 use std::thread::JoinHandle;
 use std::time::Duration;
 use tracing::warn;
@@ -55,7 +55,8 @@ struct Buffer {
 }
 
 struct Inner {
-    db: Database,
+    /// `None` only while it cannot be opened anew.
+    db: RwLock<Option<Database>>,
     path: PathBuf,
     begun: Intents,
     at_work: AtWork,
@@ -101,6 +102,7 @@ impl State {
             begun.clear();
         }
         let at_work = AtWork::open(&dir.join("at-work"), fresh);
+        let db = RwLock::new(Some(db));
         let inner = Arc::new(Inner { db, path, begun, at_work, buffer: Mutex::default(), wake: Condvar::new() });
         let own = inner.clone();
         let writer = std::thread::Builder::new().name("state".into()).spawn(move || own.write_behind()).ok();
@@ -180,7 +182,8 @@ impl Drop for State {
         }
         if self.inner.lock().overlay.is_empty() {
             self.inner.begun.clear();
-            if let Err(error) = set_closed(&self.inner.db, true) {
+            let closed = self.inner.with_db(|db| set_closed(db, true));
+            if let Err(error) = closed {
                 warn!(path = %self.inner.path.display(), %error, "state cannot be closed, the replica is looked at anew next time");
             }
         }
@@ -224,7 +227,12 @@ fn open_database(path: &Path, identity: &str) -> Result<Database, Unusable> {
         }
         other => Unusable::PutAside(other.to_string()),
     })?;
-    let aside = |error: redb::Error| Unusable::PutAside(error.to_string());
+    // A disk that is full, or refuses, says nothing about what stands on it.
+    let aside = |error: redb::Error| match error {
+        redb::Error::Io(error) if error.kind() != std::io::ErrorKind::InvalidData => Unusable::Io(error.to_string()),
+        redb::Error::PreviousIo => Unusable::Io(error.to_string()),
+        other => Unusable::PutAside(other.to_string()),
+    };
     let write = db.begin_write().map_err(|error| aside(error.into()))?;
     {
         let mut header = write.open_table(HEADER).map_err(|error| aside(error.into()))?;
@@ -275,7 +283,7 @@ impl Inner {
         if let Some((_, value)) = self.lock().overlay.get(key) {
             return value.clone();
         }
-        let read = self.db.begin_read().ok()?;
+        let read = self.begin_read()?;
         let table = read.open_table(ENTRIES).ok()?;
         table.get(key).ok()?.map(|value| value.value().to_vec())
     }
@@ -291,7 +299,7 @@ impl Inner {
                 .collect()
         };
         // The overlay was asked first: what is not in it any more is in the file by now.
-        let table = self.db.begin_read().ok().and_then(|read| read.open_table(ENTRIES).ok());
+        let table = self.begin_read().and_then(|read| read.open_table(ENTRIES).ok());
         for key in keys {
             match fresh.get(&key) {
                 Some((_, value)) => call(value.as_deref()),
@@ -314,7 +322,7 @@ impl Inner {
             .collect();
         // The overlay was read first: an entry that becomes durable in between is seen twice, never missed.
         let mut stored = || -> Option<()> {
-            let read = self.db.begin_read().ok()?;
+            let read = self.begin_read()?;
             let table = read.open_table(ENTRIES).ok()?;
             for entry in table.range(prefix..).ok()? {
                 let (key, value) = entry.ok()?;
@@ -351,6 +359,9 @@ impl Inner {
             let (batch, upto, stop) = (buffer.overlay.clone(), buffer.generation, buffer.stop);
             drop(buffer);
             let result = self.commit(&batch);
+            if result.is_err() {
+                self.reopen();
+            }
             let mut buffer = self.lock();
             match result {
                 Ok(()) => {
@@ -378,18 +389,39 @@ impl Inner {
     }
 
     fn commit(&self, batch: &Overlay) -> Result<(), redb::Error> {
-        let write = self.db.begin_write()?;
-        {
-            let mut table = write.open_table(ENTRIES)?;
-            for (key, (_, value)) in batch {
-                match value {
-                    Some(value) => drop(table.insert(key.as_slice(), value.as_slice())?),
-                    None => drop(table.remove(key.as_slice())?),
+        self.with_db(|db| {
+            let write = db.begin_write()?;
+            {
+                let mut table = write.open_table(ENTRIES)?;
+                for (key, (_, value)) in batch {
+                    match value {
+                        Some(value) => drop(table.insert(key.as_slice(), value.as_slice())?),
+                        None => drop(table.remove(key.as_slice())?),
+                    }
                 }
             }
+            write.commit()?;
+            Ok(())
+        })
+    }
+
+    fn with_db<T>(&self, action: impl FnOnce(&Database) -> Result<T, redb::Error>) -> Result<T, redb::Error> {
+        let db = self.db.read().unwrap_or_else(PoisonError::into_inner);
+        db.as_ref().map_or(Err(redb::Error::PreviousIo), action)
+    }
+
+    fn begin_read(&self) -> Option<ReadTransaction> {
+        self.with_db(|db| Ok(db.begin_read()?)).ok()
+    }
+
+    /// A database of which one write has failed refuses everything from then on, reading as well, until it is opened anew.
+    fn reopen(&self) {
+        let mut db = self.db.write().unwrap_or_else(PoisonError::into_inner);
+        drop(db.take());
+        match Database::create(&self.path) {
+            Ok(fresh) => *db = Some(fresh),
+            Err(error) => warn!(path = %self.path.display(), %error, "state cannot be read"),
         }
-        write.commit()?;
-        Ok(())
     }
 
     fn flush(&self) {

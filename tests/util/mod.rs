@@ -10,6 +10,7 @@
 pub mod cyrus;
 pub mod diff;
 pub mod evidence;
+pub mod full;
 pub mod gate;
 pub mod imap;
 pub mod memory;
