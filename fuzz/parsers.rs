@@ -3,9 +3,9 @@
 
 use spooltap::csync::codec::Splitter;
 use spooltap::csync::sasl::{Identity, Login, Terms};
-use spooltap::csync::{command, intake, request};
+use spooltap::csync::{command, intake, reply, request};
 use spooltap::cyrus::imapd_conf::ImapdConf;
-use spooltap::cyrus::{annotations, date, db, header, index, mboxlist, quota, seen, subs, sync_log};
+use spooltap::cyrus::{annotations, date, db, header, index, mboxlist, quota, seen, subs, sync_log, user_deny};
 use spooltap::dlist::{self, Literals};
 use spooltap::model::{MessageGuid, UserId};
 
@@ -27,6 +27,8 @@ pub const PARSERS: &[(&str, Check)] = &[
     ("sync_log", log),
     ("intake", requests),
     ("sasl", login),
+    ("encoders", encoders),
+    ("mailbox_view", mailbox_view),
 ];
 
 pub fn twoskip(bytes: &[u8]) {
@@ -159,6 +161,7 @@ pub fn values(bytes: &[u8]) {
     let _ = seen::parse_value(value);
     let _ = quota::parse(value);
     let _ = quota::parse_usage(value);
+    let _ = user_deny::parse_value(value);
     date::parse(value);
 }
 
@@ -228,4 +231,80 @@ pub fn login(bytes: &[u8]) {
             }
         }
     }
+}
+
+/// What is written of what was read is read again as the same, in every format that we write.
+pub fn encoders(bytes: &[u8]) {
+    if let Ok(read) = header::parse(bytes) {
+        let written = header::encode(&read);
+        let again = header::parse(&written).expect("a header of ours");
+        assert_eq!(header::encode(&again), written);
+        assert_eq!((&again.uniqueid, &again.quotaroot), (&read.uniqueid, &read.quotaroot));
+        assert!(again.user_flags.iter().flatten().eq(read.user_flags.iter().flatten()));
+    }
+    if let Ok(read) = index::parse_header(bytes)
+        && let Ok(layout) = read.layout()
+        && layout.has_crc()
+        && let Ok(records) = index::parse_index_records(&read, bytes)
+    {
+        let mut head = read.clone();
+        index::recount(&mut head, &records);
+        (head.start_offset, head.record_size) = (layout.header_bytes() as u32, layout.record_bytes() as u32);
+        let mut written = index::encode_header(&head).expect("is known");
+        records.iter().for_each(|record| index::encode_record(layout, record, &mut written));
+        let again = index::parse_header(&written).expect("an index of ours");
+        let same = index::parse_index_records(&again, &written).expect("records of ours");
+        assert_eq!((again.last_uid, again.highestmodseq), (read.last_uid, read.highestmodseq));
+        assert_eq!(same, records);
+    }
+    if let Ok(map) = db::parse(bytes) {
+        assert_eq!(db::parse(&db::encode_twoskip(&map)).as_ref(), Ok(&map));
+        for (key, value) in &map {
+            row(key, value);
+        }
+    }
+    let at = bytes.iter().position(|byte| *byte == b'\n').unwrap_or(bytes.len());
+    let (key, value) = bytes.split_at(at);
+    row(key, value.get(1..).unwrap_or_default());
+}
+
+fn row(key: &[u8], value: &[u8]) {
+    if let Ok(read) = seen::parse_value(value) {
+        assert_eq!(seen::parse_value(&seen::encode_value(&read)), Ok(read));
+    }
+    if let (Ok(limits), Ok(usage)) = (quota::parse(value), quota::parse_usage(value)) {
+        let written = quota::encode(&usage, &limits);
+        assert_eq!((quota::parse(&written), quota::parse_usage(&written)), (Ok(limits), Ok(usage)));
+    }
+    if let Ok(Some((text, modseq))) = annotations::parse_value(value) {
+        let written = annotations::encode_value(&text, modseq);
+        assert_eq!(annotations::parse_value(&written), Ok(Some((text, modseq))));
+    }
+    if let Ok(Some(entry)) = mboxlist::entry_for(key, value, None)
+        && !entry.name.as_bytes().contains(&0x1f)
+    {
+        let (key, value) = mboxlist::encode_name_row(&entry, 5);
+        let again = mboxlist::entry_for(&key, &value, None).expect("a row of ours").expect("an entry");
+        assert_eq!((&again.name, &again.uniqueid, &again.partition), (&entry.name, &entry.uniqueid, &entry.partition));
+        // Rights without somebody who has them, or the other way round, are not written.
+        let (key, value) = mboxlist::encode_name_row(&again, 5);
+        assert_eq!(mboxlist::entry_for(&key, &value, None), Ok(Some(again)));
+    }
+}
+
+/// A mailbox as a peer says it; what we say of that means the same.
+pub fn mailbox_view(bytes: &[u8]) {
+    let line = [b"MAILBOX ", bytes].concat();
+    let Ok(command::Untagged::Mailbox(view)) = command::untagged(&line) else { return };
+    let said = reply::mailbox(&view, true);
+    let said = said.strip_prefix(b"* ").and_then(|said| said.strip_suffix(b"\r\n")).expect("one answer");
+    let Ok(command::Untagged::Mailbox(again)) = command::untagged(said) else {
+        panic!("not read again: {}", String::from_utf8_lossy(said));
+    };
+    assert_eq!((&again.head.name, &again.head.uniqueid), (&view.head.name, &view.head.uniqueid));
+    assert_eq!((again.head.last_uid, again.head.highestmodseq), (view.head.last_uid, view.head.highestmodseq));
+    assert_eq!(again.records.as_ref().map(Vec::len), view.records.as_ref().map(Vec::len));
+    let bare =
+        |record: &spooltap::model::Record| (record.uid, record.modseq, record.guid, record.size, record.internaldate);
+    assert!(again.records.iter().flatten().map(bare).eq(view.records.iter().flatten().map(bare)));
 }
