@@ -168,7 +168,7 @@ fn list() -> anyhow::Result<()> {
         done("cvt_cyrusdb", &convert.arg(&flat).arg("flat").arg(&mailboxes_db).arg(kind).output()?)?;
         let store = open_store(&conf)?;
         let (all, listing) = timed(|| Ok(store.listing()?))?;
-        ensure!(listing.entries.len() == rows, "{} rows were read", listing.entries.len());
+        ensure!(listing.len() == rows, "{} rows were read", listing.len());
         drop(listing);
         let mut took = Vec::new();
         for round in 0..ROUNDS {
@@ -176,7 +176,7 @@ fn list() -> anyhow::Result<()> {
             let mut set = tool("cyr_dbtool");
             done("cyr_dbtool", &set.arg(&mailboxes_db).args([kind, "set", &key, &value]).output()?)?;
             let (one, listing) = timed(|| Ok(store.listing()?))?;
-            ensure!(listing.entries.len() == rows + round + 1, "the new mailbox is seen");
+            ensure!(listing.len() == rows + round + 1, "the new mailbox is seen");
             took.push(one);
         }
         took.sort_unstable();

@@ -142,7 +142,7 @@ pub(crate) fn memory() -> Arc<dyn ObjectStore> {
 fn dump(store: &Arc<dyn ObjectStore>) -> BTreeMap<String, String> {
     let store = ArchiveStore::open(Archive::with_store(store.clone(), "memory:")).expect("opens");
     let mut out = BTreeMap::new();
-    for entry in &store.listing().expect("listing").entries {
+    for entry in store.listing().expect("listing").entries() {
         let mut snapshot = store.mailbox(entry).expect("reads").expect("is there");
         // A root follows from the roots there are.
         snapshot.head.quotaroot = None;

@@ -4,8 +4,9 @@ use super::index::Index;
 use super::shapes::Row;
 use super::{Archive, ArchiveError, accounts, bodies, chain};
 use crate::model::{
-    Annotation, Body, BodyRef, BodySource, Disposition, Fingerprint, Listing, MailStore, MailboxEntry, MailboxSnapshot,
-    MboxName, MessageGuid, QuotaLimits, QuotaRoot, StoreError, Uid, UniqueId, UserId, UserMeta,
+    Annotation, Body, BodyRef, BodySource, ChangedAnnotations, Disposition, Fingerprint, Listing, MailStore,
+    MailboxEntry, MailboxRef, MailboxSnapshot, MboxName, MessageGuid, QuotaLimits, QuotaRoot, StoreError, Uid,
+    UniqueId, UserId, UserMeta,
 };
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -105,11 +106,7 @@ impl MailStore for ArchiveStore {
     fn listing(&self) -> Result<Arc<Listing>, StoreError> {
         let objects = &self.archive.objects;
         let listing = self.listing.get(Index::mark(objects)?, || {
-            let entries = self
-                .archive
-                .index
-                .look(objects, |rows| rows.iter().map(|(name, row)| Arc::new(row.entry(name))).collect())?;
-            Ok(Listing { entries, ..Listing::default() })
+            self.archive.index.look(objects, |rows| rows.iter().map(|(name, row)| Arc::new(row.entry(name))).collect())
         });
         Ok(listing?)
     }
@@ -168,6 +165,12 @@ impl MailStore for ArchiveStore {
             .look(&self.archive.objects, |rows| rows.iter().map(|(name, row)| (name.clone(), row.clone())).collect())?;
         let views = self.archive.heads(rows)?.into_iter().filter(|view| !view.annotations.is_empty());
         Ok(views.map(|view| (view.head.uniqueid, view.annotations)).collect())
+    }
+
+    fn changed_annotations(&self) -> Result<ChangedAnnotations, StoreError> {
+        // Nobody says when another writes to an archive; who asks all the same is told everything.
+        let mailboxes = self.annotated_mailboxes()?.into_keys().map(MailboxRef::Id).collect();
+        Ok(ChangedAnnotations { mailboxes, server: true })
     }
 
     fn sieve_in_mailboxes(&self) -> bool {

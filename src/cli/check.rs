@@ -15,7 +15,7 @@ pub(super) fn check(common: &Common) -> Outcome {
         let value = serde_json::json!({
             "imapd_conf": config.imapd_conf,
             "configdirectory": layout.configdirectory,
-            "mailboxes": listing.entries.len(),
+            "mailboxes": listing.len(),
             "left_out": listing.unreadable.iter().map(ToString::to_string).collect::<Vec<_>>(),
             "state": config.state,
             "replicas": config.replicas.iter().map(|replica| &replica.url).collect::<Vec<_>>(),
@@ -27,8 +27,8 @@ pub(super) fn check(common: &Common) -> Outcome {
         writeln!(out, "{value}")?;
         return Ok(Exit::Ok);
     }
-    writeln!(out, "source     {}: {} mailboxes", config.imapd_conf.display(), listing.entries.len())?;
-    for left_out in &listing.unreadable {
+    writeln!(out, "source     {}: {} mailboxes", config.imapd_conf.display(), listing.len())?;
+    for left_out in listing.unreadable.iter() {
         writeln!(out, "  left out {left_out}")?;
     }
     writeln!(out, "  configdirectory {}", layout.configdirectory.display())?;

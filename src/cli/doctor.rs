@@ -76,7 +76,7 @@ fn look(setup: &Setup) -> Vec<Finding> {
     let roots = Roots::from(setup.store.layout());
     let mut out = Vec::new();
     out.push(match crate::model::MailStore::listing(&*setup.store) {
-        Ok(listing) => fine("source", format!("{} mailboxes are listed", listing.entries.len())),
+        Ok(listing) => fine("source", format!("{} mailboxes are listed", listing.len())),
         Err(error) => bad("source", error.to_string(), "run as the user that Cyrus runs as (User=cyrus in the unit)"),
     });
     out.extend(databases(setup));

@@ -85,9 +85,9 @@ fn preflight(common: &Common) -> Outcome {
     let source = |error| Failure::new(Exit::Source, error);
     let setup = Setup::open(common, true)?;
     let listing = setup.store.listing().map_err(source)?;
-    let mut found = Preflight { mailboxes: listing.entries.len(), ..Preflight::default() };
+    let mut found = Preflight { mailboxes: listing.len(), ..Preflight::default() };
     found.faults.extend(listing.unreadable.iter().map(|left_out| format!("mailbox {left_out}")));
-    for entry in &listing.entries {
+    for entry in listing.entries() {
         found.partitions.insert(entry.partition.to_string());
         if entry.mbtype.is_intermediate() {
             continue;

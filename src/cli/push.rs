@@ -127,7 +127,7 @@ fn choose(setup: &Setup<dyn MailStore>, engine: &Engine, args: &PushArgs) -> Res
     if args.which.all {
         if args.compare {
             let listing = setup.store.listing().map_err(|error| Failure::new(Exit::Source, error))?;
-            let mut lanes: Vec<Lane> = listing.entries.iter().map(|entry| Lane::of(&entry.name, prefix)).collect();
+            let mut lanes: Vec<Lane> = listing.entries().map(|entry| Lane::of(&entry.name, prefix)).collect();
             lanes.push(Lane::Server);
             lanes.sort();
             lanes.dedup();
@@ -142,7 +142,7 @@ fn choose(setup: &Setup<dyn MailStore>, engine: &Engine, args: &PushArgs) -> Res
         let listing = setup.store.listing().map_err(|error| Failure::new(Exit::Source, error))?;
         for name in &args.which.mailboxes {
             let name = MboxName::from(name.as_str());
-            let Some(entry) = listing.entries.iter().find(|entry| entry.name == name) else {
+            let Some(entry) = listing.by_name(&name) else {
                 return Err(Failure::new(
                     Exit::Source,
                     anyhow::anyhow!(

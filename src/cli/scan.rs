@@ -11,7 +11,7 @@ pub(super) fn scan(common: &Common) -> Outcome {
     let listing = setup.store.listing().map_err(|error| Failure::new(Exit::Source, error))?;
     let mut out = std::io::stdout().lock();
     let mut differs = !listing.unreadable.is_empty();
-    for left_out in &listing.unreadable {
+    for left_out in listing.unreadable.iter() {
         if common.json {
             let line = serde_json::json!({ "object": format!("mailbox {}", left_out.name), "reason": left_out.reason });
             writeln!(out, "{line}")?;
@@ -28,11 +28,9 @@ pub(super) fn scan(common: &Common) -> Outcome {
         differs |= !report.differ.is_empty();
         for (lane, item, reason) in &report.differ {
             let object = match item {
-                crate::engine::Item::Mailbox(id) => listing
-                    .entries
-                    .iter()
-                    .find(|entry| entry.uniqueid == *id)
-                    .map_or_else(|| item.to_string(), |entry| format!("mailbox {}", entry.name)),
+                crate::engine::Item::Mailbox(id) => {
+                    listing.by_id(id).map_or_else(|| item.to_string(), |entry| format!("mailbox {}", entry.name))
+                }
                 other => other.to_string(),
             };
             if common.json {

@@ -134,7 +134,7 @@ pub(super) fn line(difference: &Difference) -> String {
 fn every_lane(setup: &Setup<dyn MailStore>) -> Result<Vec<Lane>, Failure> {
     let listing = setup.store.listing().map_err(|error| Failure::new(Exit::Source, error))?;
     let prefix = setup.store.deleted_prefix();
-    let mut lanes: BTreeSet<Lane> = listing.entries.iter().map(|entry| Lane::of(&entry.name, prefix)).collect();
+    let mut lanes: BTreeSet<Lane> = listing.entries().map(|entry| Lane::of(&entry.name, prefix)).collect();
     lanes.insert(Lane::Server);
     Ok(lanes.into_iter().collect())
 }

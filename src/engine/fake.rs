@@ -25,6 +25,8 @@ pub(super) struct Content {
     /// Messages without a file.
     pub lost: BTreeMap<UniqueId, BTreeSet<Uid>>,
     listing: Option<Arc<Listing>>,
+    /// Annotations, as they were when somebody last asked what has changed.
+    told: BTreeMap<MboxName, Vec<Annotation>>,
     /// Readings of whole mailboxes.
     pub readings: usize,
     /// What happens to a mailbox right after the next reading.
@@ -45,8 +47,7 @@ impl FakeStore {
     }
 }
 
-fn entry(snapshot: &MailboxSnapshot) -> MailboxEntry {
-    let head = &snapshot.head;
+pub(super) fn entry(head: &MailboxHead) -> MailboxEntry {
     MailboxEntry {
         name: head.name.clone(),
         uniqueid: head.uniqueid.clone(),
@@ -87,9 +88,8 @@ impl MailStore for FakeStore {
     fn listing(&self) -> Result<Arc<Listing>, StoreError> {
         let mut content = self.0.lock().expect("lock");
         if content.listing.is_none() {
-            let mut entries: Vec<_> = content.mailboxes.values().map(|mailbox| Arc::new(entry(mailbox))).collect();
-            entries.sort_by(|a, b| a.name.cmp(&b.name));
-            content.listing = Some(Arc::new(Listing { entries, ..Listing::default() }));
+            let entries = content.mailboxes.values().map(|mailbox| Arc::new(entry(&mailbox.head)));
+            content.listing = Some(Arc::new(entries.collect()));
         }
         Ok(content.listing.clone().expect("made"))
     }
@@ -154,6 +154,18 @@ impl MailStore for FakeStore {
         let content = self.0.lock().expect("lock");
         let annotated = content.mailboxes.iter().filter(|(_, mailbox)| !mailbox.annotations.is_empty());
         Ok(annotated.map(|(id, mailbox)| (id.clone(), mailbox.annotations.clone())).collect())
+    }
+
+    /// Kept by name, as before 3.0.
+    fn changed_annotations(&self) -> Result<ChangedAnnotations, StoreError> {
+        let mut content = self.0.lock().expect("lock");
+        let annotated = content.mailboxes.values().filter(|mailbox| !mailbox.annotations.is_empty());
+        let now: BTreeMap<MboxName, Vec<Annotation>> =
+            annotated.map(|mailbox| (mailbox.head.name.clone(), mailbox.annotations.clone())).collect();
+        let told = std::mem::replace(&mut content.told, now.clone());
+        let names: BTreeSet<&MboxName> = now.keys().chain(told.keys()).collect();
+        let changed = names.into_iter().filter(|name| now.get(*name) != told.get(*name)).cloned();
+        Ok(ChangedAnnotations { mailboxes: changed.map(MailboxRef::Name).collect(), server: true })
     }
 
     fn sieve_in_mailboxes(&self) -> bool {

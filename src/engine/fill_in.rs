@@ -57,7 +57,7 @@ impl Pusher<'_> {
         let below = [name.as_bytes(), b"."].concat();
         let lane = super::queue::Lane::of(name, self.store().deleted_prefix());
         let is_below = |name: &MboxName| name.as_bytes().starts_with(&below);
-        self.source.in_lane(&lane, self.store().deleted_prefix()).any(|entry| is_below(&entry.name))
+        self.source.beginning_with(MboxName::new(&below)).next().is_some()
             || self.shared.names().in_lane(&lane).iter().any(is_below)
     }
 }

@@ -34,14 +34,13 @@ mod whole;
 
 pub use control::{ControlError, StandingOrder, Subject, Word};
 pub use mover::{MoveError, Mover};
-pub use names::Source;
 pub use queue::{Backoff, Failure, Item, Lane, QueueStats};
 pub use route::quota_lane;
 pub use scan::{ScanReport, scan};
 pub use verify::{Depth, Difference, Extent, VerifyError, VerifyReport, verify};
 pub use whole::{Whole, whole};
 
-use crate::model::{MailStore, MboxName, Notice, ReplicaError, ReplicaTarget, Step, StoreError, UniqueId};
+use crate::model::{Listing, MailStore, MboxName, Notice, ReplicaError, ReplicaTarget, Step, StoreError, UniqueId};
 use crate::state::{ReplicaState, Slot};
 use names::ReplicaNames;
 use push::JobError;
@@ -188,10 +187,10 @@ struct Shared {
     held: Mutex<held::AllHeld>,
     share: Option<Share>,
     names: Mutex<ReplicaNames>,
-    source: Mutex<Arc<Source>>,
+    /// As it was last.
+    source: Mutex<Arc<Listing>>,
     removals: Mutex<VecDeque<Instant>>,
-    /// The last list of which it was seen that it is the one we know.
-    good_list: Mutex<Option<Arc<crate::model::Listing>>>,
+    good_list: Mutex<Option<GoodList>>,
     /// An admin has lifted the fuse until then.
     allowed_until: Mutex<Option<Instant>>,
     /// What an admin has said, for those who ask.
@@ -206,6 +205,15 @@ struct Shared {
     fatal: Mutex<Option<String>>,
     /// The last trouble that was told, so that several sessions do not tell the same.
     told: Mutex<Option<(String, Instant)>>,
+}
+
+/// The last list of which it was seen that it is the one we know.
+struct GoodList {
+    listing: Arc<Listing>,
+    /// So many of the replica's mailboxes are not in it, at most.
+    vanished: usize,
+    /// [`ReplicaNames::added`] at that time.
+    added: usize,
 }
 
 #[derive(Default)]
@@ -264,14 +272,11 @@ impl Shared {
         lock(&self.names)
     }
 
-    /// The source's listing as it is now, with look-ups; made anew only when the store made a new one.
-    fn source(&self) -> Result<Arc<Source>, StoreError> {
+    /// The source's listing as it is now.
+    fn source(&self) -> Result<Arc<Listing>, StoreError> {
         let listing = self.store.listing()?;
-        let mut source = lock(&self.source);
-        if !Arc::ptr_eq(&source.listing, &listing) {
-            *source = Arc::new(Source::new(listing));
-        }
-        Ok(source.clone())
+        *lock(&self.source) = listing.clone();
+        Ok(listing)
     }
 
     /// Something the replica cannot hold: refused, or told and left out.
@@ -290,7 +295,7 @@ impl Shared {
     }
 
     /// A second look, some moments later.
-    fn source_again(&self) -> Result<Arc<Source>, StoreError> {
+    fn source_again(&self) -> Result<Arc<Listing>, StoreError> {
         std::thread::sleep(Duration::from_millis(10));
         self.source()
     }
@@ -325,29 +330,38 @@ impl Shared {
 
     /// A list that lacks most of what it had, without one word of deletion (2.5 and later keep tombstones), is another
     /// list: cut, restored, or of another store. Nothing is concluded from such a one.
-    fn vanish_fuse(&self, what: &dyn std::fmt::Display, source: &Source) -> Result<(), JobError> {
+    fn vanish_fuse(&self, what: &dyn std::fmt::Display, source: &Arc<Listing>) -> Result<(), JobError> {
         if self.is_allowed() {
             return Ok(());
         }
         // A list that was found good stays good for this replica: what it has only shrinks by removals.
         let mut good = lock(&self.good_list);
-        if good.as_ref().is_some_and(|good| Arc::ptr_eq(good, &source.listing)) {
+        if good.as_ref().is_some_and(|good| Arc::ptr_eq(&good.listing, source)) {
             return Ok(());
         }
         let names = self.names();
-        let (mut count, mut total) = (0, 0);
-        for id in names.ours() {
-            total += 1;
-            count += usize::from(source.by_id(id).is_none() && !source.is_tombstone(id));
-        }
+        let total = names.ours_len();
+        let is_gone = |id: &UniqueId| source.by_id(id).is_none() && !source.is_tombstone(id);
+        // From one good list to the next no more can have vanished than what is different, and what was made in between.
+        let at_most = good.as_ref().map(|good| {
+            let gone = source.since(&good.listing).filter(|(_, now)| now.is_none());
+            let gone = gone.filter_map(|(before, _)| before).filter(|entry| is_gone(&entry.uniqueid)).count();
+            good.vanished + gone + (names.added() - good.added)
+        });
+        let limit = VANISH_FREE.max(total / 2);
+        let count = match at_most {
+            Some(count) if count <= limit => count,
+            _ => names.ours().filter(|id| is_gone(id)).count(),
+        };
+        let added = names.added();
         drop(names);
-        if count > VANISH_FREE.max(total / 2) {
+        if count > limit {
             return Err(JobError::Conflict(format!(
                 "{FUSE}: {what} stays on the replica as it is, {count} of {total} mailboxes have vanished from the source's list; \
                  check the source, then say `spooltap allow`"
             )));
         }
-        *good = Some(source.listing.clone());
+        *good = Some(GoodList { listing: source.clone(), vanished: count, added });
         Ok(())
     }
 
@@ -574,7 +588,7 @@ impl Shared {
     fn queue_stats(&self) -> QueueStats {
         let mut stats = self.queue.stats();
         let source = lock(&self.source).clone();
-        stats.failed.extend(source.listing.unreadable.iter().map(|left_out| Failure {
+        stats.failed.extend(source.unreadable.iter().map(|left_out| Failure {
             lane: Lane::of(&left_out.name, self.store.deleted_prefix()).to_string(),
             item: "list".into(),
             mailbox: Some(left_out.name.to_string()),
@@ -583,7 +597,7 @@ impl Shared {
             quarantined: true,
             next_try_seconds: None,
         }));
-        let left_out = source.listing.unreadable.len();
+        let left_out = source.unreadable.len();
         stats.failed_total += left_out;
         stats.quarantined += left_out;
         stats

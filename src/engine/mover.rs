@@ -115,7 +115,7 @@ impl Mover {
         if source.by_name(&user.inbox()).is_none() {
             return Err(MoveError::Refused(format!("{FUSE}: the source has no INBOX of {user}; nothing is removed")));
         }
-        if let Some(row) = source.listing.unreadable.first() {
+        if let Some(row) = source.unreadable.first() {
             return Err(MoveError::Refused(format!("nothing is removed while the source's list has a bad row: {row}")));
         }
         shared.vanish_fuse(user, &source)?;

@@ -2,8 +2,8 @@
 //! the look-ups that a job needs. Identity is the uniqueid, never the name.
 
 use super::queue::Lane;
-use crate::model::{Listing, MailboxEntry, MboxName, Uid, UniqueId};
-use std::collections::{BTreeSet, HashMap, HashSet};
+use crate::model::{Listing, MailboxEntry, MboxName, Uid, UniqueId, UserId};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 /// Names on one replica.
@@ -14,6 +14,7 @@ pub struct ReplicaNames {
     by_lane: HashMap<Lane, BTreeSet<MboxName>>,
     /// Mailboxes there that never came from this source, with their last UID.
     strays: HashMap<UniqueId, Uid>,
+    added: usize,
     deleted_prefix: Vec<u8>,
 }
 
@@ -24,15 +25,15 @@ impl ReplicaNames {
 
     /// The replica has this mailbox under this name (now).
     pub fn set(&mut self, id: &UniqueId, name: &MboxName) {
-        if let Some(old) = self.by_id.insert(id.clone(), name.clone())
-            && old != *name
-        {
-            self.forget_name(&old, id);
+        match self.by_id.insert(id.clone(), name.clone()) {
+            Some(old) if old != *name => self.forget_name(&old, id),
+            Some(_) => {}
+            None => self.added += 1,
         }
         self.by_name.insert(name.clone(), id.clone());
         let lane = Lane::of(name, &self.deleted_prefix);
         self.by_lane.entry(lane).or_default().insert(name.clone());
-        self.strays.remove(id);
+        self.added += usize::from(self.strays.remove(id).is_some());
     }
 
     /// The replica has this mailbox, but it is none of ours.
@@ -80,6 +81,16 @@ impl ReplicaNames {
         self.by_id.keys().filter(|id| !self.strays.contains_key(*id))
     }
 
+    /// How many they are.
+    pub fn ours_len(&self) -> usize {
+        self.by_id.len() - self.strays.len()
+    }
+
+    /// How often one came to them, ever.
+    pub fn added(&self) -> usize {
+        self.added
+    }
+
     /// Every lane that has a name.
     pub fn lanes(&self) -> impl Iterator<Item = Lane> {
         self.by_lane.keys().cloned()
@@ -95,37 +106,78 @@ impl ReplicaNames {
     }
 }
 
-/// The source's listing with its look-ups.
-#[derive(Debug, Default)]
-pub struct Source {
-    pub listing: Arc<Listing>,
-    by_id: HashMap<UniqueId, usize>,
-    tombstones: HashSet<UniqueId>,
+/// The entries of a lane, by name, and so parents first.
+pub fn entries_in<'a>(listing: &'a Listing, lane: &Lane, prefix: &[u8]) -> Vec<&'a Arc<MailboxEntry>> {
+    // Where their names can begin; looked at one by one, because other names begin so as well.
+    let tops: Vec<MboxName> = match lane {
+        Lane::User(user) => inboxes(user),
+        Lane::Shared(top) => vec![top.clone()],
+        Lane::Server => Vec::new(),
+    };
+    let starts: BTreeSet<MboxName> = tops.iter().flat_map(|top| [top.clone(), top.with_deleted(prefix)]).collect();
+    let found = starts.into_iter().flat_map(|start| listing.beginning_with(start));
+    let mine: BTreeMap<&MboxName, &Arc<MailboxEntry>> =
+        found.filter(|entry| Lane::of(&entry.name, prefix) == *lane).map(|entry| (&entry.name, entry)).collect();
+    mine.into_values().collect()
 }
 
-impl Source {
-    pub fn new(listing: Arc<Listing>) -> Self {
-        let by_id = listing.entries.iter().enumerate().map(|(at, entry)| (entry.uniqueid.clone(), at)).collect();
-        let tombstones = listing.tombstones.iter().cloned().collect();
-        Self { listing, by_id, tombstones }
-    }
+/// Every name an INBOX of this user can have: `jane@example.com` may be a user of a domain, and one without.
+fn inboxes(user: &UserId) -> Vec<MboxName> {
+    let whole = user.as_bytes();
+    let inbox = |local: &[u8], domain: Option<&[u8]>| -> MboxName {
+        let local = local.iter().map(|&byte| if byte == b'.' { b'^' } else { byte });
+        let domain = domain.map(|domain| [domain, b"!"].concat()).unwrap_or_default();
+        domain.into_iter().chain(*b"user.").chain(local).collect::<Vec<u8>>().into()
+    };
+    let ats = whole.iter().enumerate().filter(|(_, byte)| **byte == b'@').map(|(at, _)| at);
+    let with_domain = ats.filter_map(|at| Some(inbox(whole.get(..at)?, Some(whole.get(at + 1..)?))));
+    with_domain.chain([inbox(whole, None)]).collect()
+}
 
-    pub fn by_id(&self, id: &UniqueId) -> Option<&Arc<MailboxEntry>> {
-        self.listing.entries.get(*self.by_id.get(id)?)
-    }
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-    pub fn by_name(&self, name: &MboxName) -> Option<&Arc<MailboxEntry>> {
-        let at = self.listing.entries.binary_search_by(|entry| entry.name.cmp(name)).ok()?;
-        self.listing.entries.get(at)
-    }
-
-    /// The source says that this mailbox was deleted.
-    pub fn is_tombstone(&self, id: &UniqueId) -> bool {
-        self.tombstones.contains(id) && !self.by_id.contains_key(id)
-    }
-
-    /// Entries of a lane, parents first.
-    pub fn in_lane<'a>(&'a self, lane: &'a Lane, prefix: &'a [u8]) -> impl Iterator<Item = &'a Arc<MailboxEntry>> {
-        self.listing.entries.iter().filter(move |entry| Lane::of(&entry.name, prefix) == *lane)
+    #[test]
+    fn a_lane_is_found_as_if_every_name_was_looked_at() {
+        let names = [
+            "user",
+            "user.a",
+            "user.a.b",
+            "user.ab",
+            "user.a^b",
+            "user.a^b.c",
+            "user.a@d",
+            "user.a@d.x",
+            "d!user.a",
+            "d!user.a.x",
+            "d!user.a@d",
+            "d!DELETED.user.a.x.6B050AE9",
+            "DELETED.user.a.6B050AE9",
+            "DELETED.user.a.b.6B050AE9",
+            "DELETED.shared.news.6B050AE9",
+            "DELETED.odd",
+            "DELETED",
+            "shared",
+            "shared.news",
+            "sharedtoo",
+            "d!shared.news",
+            "d!DELETED.shared.news.6B050AE9",
+        ];
+        let listing: Listing = names
+            .into_iter()
+            .map(|name| {
+                let entry =
+                    crate::model::MailboxHead { name: name.into(), uniqueid: name.into(), ..Default::default() };
+                Arc::new(super::super::fake::entry(&entry))
+            })
+            .collect();
+        let mut lanes: BTreeSet<Lane> = listing.entries().map(|entry| Lane::of(&entry.name, b"DELETED")).collect();
+        assert!(lanes.len() > 8, "{lanes:?}");
+        lanes.insert(Lane::Server);
+        for lane in &lanes {
+            let all = listing.entries().filter(|entry| Lane::of(&entry.name, b"DELETED") == *lane);
+            assert!(entries_in(&listing, lane, b"DELETED").into_iter().eq(all), "{lane}");
+        }
     }
 }

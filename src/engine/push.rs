@@ -1,12 +1,12 @@
 //! One job through one session: names first (renames, removals), then contents, then quotas and users' data. Each item
 //! ends in a receipt or in a reason.
 
-use super::names::Source;
+use super::names::entries_in;
 use super::queue::{Item, Job, Lane, Outcome};
 use super::{Event, Shared};
 use crate::model::{
-    Body, BodyRef, BodySource, Capabilities, Disposition, MailStore, MailboxView, MboxName, ModSeq, QuotaRoot, Replica,
-    ReplicaError, Step, StoreError, UniqueId, UserId, UserMeta, UserPart,
+    Body, BodyRef, BodySource, Capabilities, Disposition, Listing, MailStore, MailboxView, MboxName, ModSeq, QuotaRoot,
+    Replica, ReplicaError, Step, StoreError, UniqueId, UserId, UserMeta, UserPart,
 };
 use crate::state::{MailboxReceipt, UserReceipt};
 use std::collections::{BTreeSet, HashMap, HashSet};
@@ -63,7 +63,7 @@ pub(super) struct Pusher<'a> {
     pub(super) shared: &'a Shared,
     pub(super) session: &'a mut dyn Replica,
     pub(super) caps: Capabilities,
-    pub(super) source: Arc<Source>,
+    pub(super) source: Arc<Listing>,
     /// Bodies this job brought, and where they are now.
     pub(super) brought: HashMap<crate::model::MessageGuid, MboxName>,
 }
@@ -207,8 +207,10 @@ impl<'a> Pusher<'a> {
     /// Every item a lane can have, from both sides.
     fn everything_in(&self, lane: &Lane) -> Result<Vec<Item>, JobError> {
         let prefix = self.store().deleted_prefix();
-        let mut out: Vec<Item> =
-            self.source.in_lane(lane, prefix).map(|entry| Item::Mailbox(entry.uniqueid.clone())).collect();
+        let mut out: Vec<Item> = entries_in(&self.source, lane, prefix)
+            .into_iter()
+            .map(|entry| Item::Mailbox(entry.uniqueid.clone()))
+            .collect();
         let names = self.shared.names();
         out.extend(names.in_lane(lane).iter().filter_map(|name| names.id(name).cloned()).map(Item::Mailbox));
         drop(names);
@@ -229,7 +231,8 @@ impl<'a> Pusher<'a> {
         let view = match lane {
             Lane::User(user) => self.session.view_user(user)?,
             Lane::Shared(_) => {
-                let names: Vec<MboxName> = self.source.in_lane(lane, prefix).map(|entry| entry.name.clone()).collect();
+                let names: Vec<MboxName> =
+                    entries_in(&self.source, lane, prefix).into_iter().map(|entry| entry.name.clone()).collect();
                 let known = self.shared.names().in_lane(lane);
                 let begun = self.shared.state.begun_names().into_iter().filter(|name| Lane::of(name, prefix) == *lane);
                 let all: BTreeSet<MboxName> = names.into_iter().chain(known).chain(begun).collect();

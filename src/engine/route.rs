@@ -1,16 +1,15 @@
 //! Keys → items in lanes. One thread; it keeps what it last saw of the shared databases, so that "mailboxes.db changed"
 //! becomes "these mailboxes changed".
 
-use super::names::Source;
 use super::queue::{Item, Lane};
 use super::scan::{Progress, Scan};
 use super::{Event, Shared};
 use crate::model::{
-    Annotation, DirtyKey, MailStore, MailboxEntry, MailboxRef, MboxName, Notice, QuotaRoot, Scope, StoreError,
-    UniqueId, UserId, UserPart, UserRef,
+    Annotation, ChangedAnnotations, DirtyKey, Listing, MailStore, MailboxEntry, MailboxRef, MboxName, Notice,
+    QuotaRoot, Scope, StoreError, UniqueId, UserId, UserPart, UserRef,
 };
 use crate::state::ReplicaState;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
@@ -33,18 +32,13 @@ pub fn quota_lane(root: &QuotaRoot, deleted_prefix: &[u8]) -> Lane {
 /// Pause before a key whose reading failed is tried again.
 const RETRY: Duration = Duration::from_millis(100);
 
-/// How long after a row has changed annotations may follow.
-const LATELY: Duration = Duration::from_secs(60);
-
 pub(super) struct Router {
     store: Arc<dyn MailStore>,
     replicas: Vec<Arc<Shared>>,
-    source: Arc<Source>,
-    annotations: BTreeMap<UniqueId, Vec<Annotation>>,
+    source: Arc<Listing>,
+    /// Told by the store and not yet queued.
+    annotations: ChangedAnnotations,
     server_annotations: Option<Vec<Annotation>>,
-    /// Mailboxes whose row has changed lately. Before 3.0 annotations are kept by name, and a rename moves them after the row: whoever
-    /// read in between has seen none, and nothing has changed in the eyes of who looks before and after only.
-    lately: Vec<(Instant, UniqueId)>,
     retry: Vec<(Instant, Notice)>,
     /// Told to those who watch over us: a scan may take long.
     scanning: Arc<Progress>,
@@ -71,9 +65,8 @@ impl Router {
             store,
             replicas,
             source: Arc::default(),
-            annotations: BTreeMap::new(),
+            annotations: ChangedAnnotations::default(),
             server_annotations: None,
-            lately: Vec::new(),
             retry: Vec::new(),
             scanning,
             running: None,
@@ -206,7 +199,7 @@ impl Router {
 
     /// The mailbox as the list has it.
     fn find(&mut self, mailbox: &MailboxRef, at: Instant) -> Result<Option<Arc<MailboxEntry>>, StoreError> {
-        let find = |source: &Source| match mailbox {
+        let find = |source: &Listing| match mailbox {
             MailboxRef::Name(name) => source.by_name(name).cloned(),
             MailboxRef::Id(id) => source.by_id(id).cloned(),
         };
@@ -245,53 +238,43 @@ impl Router {
 
     /// What is different between the last listing and this one.
     fn list_changed(&mut self, at: Instant) -> Result<(), StoreError> {
-        let listing = self.store.listing()?;
-        if Arc::ptr_eq(&listing, &self.source.listing) {
+        let new = self.store.listing()?;
+        if Arc::ptr_eq(&new, &self.source) {
             return Ok(());
         }
-        let new = Arc::new(Source::new(listing));
-        let old = std::mem::replace(&mut self.source, new);
-        let new = self.source.clone();
-        for entry in &new.listing.entries {
-            let before = old.by_id(&entry.uniqueid);
-            if before.is_some_and(|before| Arc::ptr_eq(before, entry) || before == entry) {
-                continue;
-            }
+        let old = std::mem::replace(&mut self.source, new.clone());
+        for (before, now) in new.since(&old) {
             // The former owner is one of the others now, with what he has seen in his own database.
-            let former =
-                before.and_then(|before| before.name.owner()).filter(|owner| entry.name.owner() != Some(owner.clone()));
-            if let Some(owner) = former {
+            if let (Some(before), Some(now)) = (before, now)
+                && let Some(owner) = before.name.owner()
+                && now.name.owner().as_ref() != Some(&owner)
+            {
                 self.push(&Lane::User(owner), &Item::Meta(UserPart::Seen), at);
             }
-            if before.is_some() {
-                self.lately.push((Instant::now(), entry.uniqueid.clone()));
-            }
-            self.push(&self.lane(&entry.name), &Item::Mailbox(entry.uniqueid.clone()), at);
-        }
-        for entry in &old.listing.entries {
-            if new.by_id(&entry.uniqueid).is_none() {
+            if let Some(entry) = now.or(before) {
                 self.push(&self.lane(&entry.name), &Item::Mailbox(entry.uniqueid.clone()), at);
             }
         }
         Ok(())
     }
 
+    /// Before 3.0 annotations are kept by name, and a rename moves them after the row: whoever reads in between sees none.
+    /// That a name has them now is a change, even where the mailbox had them before.
     fn annotations_changed(&mut self, at: Instant) -> Result<(), StoreError> {
-        let new = self.store.annotated_mailboxes()?;
-        let old = std::mem::take(&mut self.annotations);
-        let changed = new.iter().filter(|(id, list)| old.get(*id) != Some(*list)).map(|(id, _)| id);
-        let gone = old.keys().filter(|id| !new.contains_key(*id));
-        self.lately.retain(|(since, _)| since.elapsed() < LATELY);
-        let lately = self.lately.iter().map(|(_, id)| id).filter(|id| new.contains_key(*id));
-        let ids: BTreeSet<UniqueId> = changed.chain(gone).chain(lately).cloned().collect();
-        self.annotations = new;
-        for id in ids {
-            self.mailbox(&MailboxRef::Id(id), at)?;
+        let changed = self.store.changed_annotations()?;
+        self.annotations.mailboxes.extend(changed.mailboxes);
+        self.annotations.server |= changed.server;
+        while let Some(mailbox) = self.annotations.mailboxes.first().cloned() {
+            self.mailbox(&mailbox, at)?;
+            self.annotations.mailboxes.remove(&mailbox);
         }
-        let server = self.store.server_annotations()?;
-        if self.server_annotations.as_ref() != Some(&server) {
-            self.server_annotations = Some(server);
-            self.push(&Lane::Server, &Item::ServerAnnotations, at);
+        if self.annotations.server {
+            let server = self.store.server_annotations()?;
+            if self.server_annotations.as_ref() != Some(&server) {
+                self.server_annotations = Some(server);
+                self.push(&Lane::Server, &Item::ServerAnnotations, at);
+            }
+            self.annotations.server = false;
         }
         Ok(())
     }
@@ -312,12 +295,20 @@ impl Router {
     }
 
     fn prepare(&mut self, scope: &Scope, started: Instant) -> Result<Scan, StoreError> {
-        self.source = Arc::new(Source::new(self.store.listing()?));
-        self.annotations = self.store.annotated_mailboxes()?;
-        self.server_annotations = Some(self.store.server_annotations()?);
         let below = match scope {
-            Scope::Everything => None,
-            Scope::Below(name) => Some(name),
+            Scope::Everything => {
+                // All of it is looked at, and what has changed until now is among it.
+                self.source = self.store.listing()?;
+                self.store.changed_annotations()?;
+                self.annotations = ChangedAnnotations::default();
+                self.server_annotations = Some(self.store.server_annotations()?);
+                None
+            }
+            Scope::Below(name) => {
+                // What has changed elsewhere is not, and its notice may be on its way.
+                self.list_changed(started)?;
+                Some(name)
+            }
         };
         let scan = Scan::begin(&*self.store, self.source.clone(), below)?;
         for shared in &self.replicas {
@@ -377,8 +368,7 @@ impl Router {
 
     /// Every lane that the source or the receipts know of.
     fn lanes(&self, shared: &Shared) -> Result<BTreeSet<Lane>, StoreError> {
-        let mut lanes: BTreeSet<Lane> =
-            self.source.listing.entries.iter().map(|entry| self.lane(&entry.name)).collect();
+        let mut lanes: BTreeSet<Lane> = self.source.entries().map(|entry| self.lane(&entry.name)).collect();
         lanes.extend(shared.names().lanes());
         lanes.extend(self.store.users()?.into_iter().map(Lane::User));
         lanes.insert(Lane::Server);

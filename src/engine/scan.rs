@@ -4,10 +4,9 @@
 //! between two of them, and whatever interrupts it loses nothing but the time. Inside a piece several threads read, each
 //! file of the source once however many replicas there are.
 
-use super::names::Source;
 use super::queue::{Item, Lane};
 use crate::model::{
-    Annotation, Fingerprint, MailStore, MailboxEntry, MboxName, StoreError, UniqueId, UserId, UserPart,
+    Annotation, Fingerprint, Listing, MailStore, MailboxEntry, MboxName, StoreError, UniqueId, UserId, UserPart,
 };
 use crate::state::{MailboxReceipt, ReplicaState};
 use std::collections::BTreeMap;
@@ -27,7 +26,7 @@ pub struct ScanReport {
 
 /// Compares the source with the receipts of one replica; `below` limits it to a mailbox and its children.
 pub fn scan(store: &dyn MailStore, state: &ReplicaState, below: Option<&MboxName>) -> Result<ScanReport, StoreError> {
-    let mut scan = Scan::begin(store, Arc::new(Source::new(store.listing()?)), below)?;
+    let mut scan = Scan::begin(store, store.listing()?, below)?;
     let mut report = ScanReport { checked: scan.entries.len(), ..ScanReport::default() };
     while let Some(found) = scan.step(store, &[state])? {
         report.differ.extend(found.into_iter().map(|found| (found.lane, found.item, found.reason)));
@@ -85,7 +84,7 @@ pub(super) struct Scan {
     below: Option<MboxName>,
     entries: Vec<Arc<MailboxEntry>>,
     /// Everything that is listed, whether it is looked at or not.
-    source: Arc<Source>,
+    source: Arc<Listing>,
     annotated: BTreeMap<UniqueId, Vec<Annotation>>,
     users: Vec<UserId>,
     stage: Stage,
@@ -97,10 +96,13 @@ pub(super) struct Scan {
 impl Scan {
     pub(super) fn begin(
         store: &dyn MailStore,
-        source: Arc<Source>,
+        source: Arc<Listing>,
         below: Option<&MboxName>,
     ) -> Result<Self, StoreError> {
-        let entries = source.listing.entries.iter().filter(|entry| is_below(below, &entry.name)).cloned().collect();
+        let entries = match below {
+            Some(top) => source.below(top).cloned().collect(),
+            None => source.entries().cloned().collect(),
+        };
         let mut users = Vec::new();
         if below.is_none_or(|top| top.owner().is_some()) {
             let only = below.and_then(MboxName::owner);

@@ -25,9 +25,7 @@ pub(super) fn user_meta(store: &dyn MailStore, caps: &Capabilities, user: &UserI
 
 fn folder(store: &dyn MailStore, user: &UserId) -> Result<Option<Arc<MailboxEntry>>, StoreError> {
     let (listing, inbox) = (store.listing()?, user.inbox());
-    let from = listing.entries.partition_point(|entry| entry.name < inbox);
-    let theirs = listing.entries.iter().skip(from);
-    let mut theirs = theirs.take_while(|entry| entry.name.as_bytes().starts_with(inbox.as_bytes()));
+    let mut theirs = listing.beginning_with(inbox);
     Ok(theirs.find(|entry| entry.mbtype.is_sieve() && entry.name.owner().as_ref() == Some(user)).cloned())
 }
 

@@ -316,7 +316,7 @@ impl Pusher<'_> {
             return Err(JobError::Again(format!("{name} is back in the source's mailbox list")));
         }
         // A row that cannot be read may be this mailbox's, under whatever name.
-        if let Some(row) = again.listing.unreadable.first() {
+        if let Some(row) = again.unreadable.first() {
             return Err(JobError::Conflict(format!(
                 "{name} is not removed from the replica while the source's list has a row that cannot be read: {row}"
             )));

@@ -728,6 +728,26 @@ fn an_annotation_that_follows_its_mailbox_late_is_not_missed() {
     }
 }
 
+/// Without the look at the list before a partial scan, what changed elsewhere would be taken for known.
+#[test]
+fn a_scan_of_one_place_swallows_no_change_of_another() {
+    let rig = Rig::new();
+    rig.store.change(|content| {
+        make(content, "i1", "user.u1", 1);
+        make(content, "i2", "shared.old", 1);
+    });
+    rig.engine().scan();
+    rig.sync();
+    rig.store.change(|content| {
+        content.mailboxes.get_mut(&"i2".into()).expect("is there").head.name = "shared.new".into();
+    });
+    rig.notice(DirtyKey::Rescan(Scope::Below("user.u1".into())));
+    rig.notice(DirtyKey::MailboxList);
+    assert!(rig.engine().settle(8, Some(Duration::from_secs(20))), "{:?}", rig.engine().stats());
+    let held = rig.target.held.lock().expect("lock");
+    assert!(held.mailboxes.contains_key(&MboxName::from("shared.new")), "{:?}", held.mailboxes.keys());
+}
+
 fn note() -> Annotation {
     Annotation { entry: Vec::new(), userid: UserId::from(""), value: Vec::new(), modseq: ModSeq(0) }
 }

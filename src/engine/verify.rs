@@ -1,12 +1,11 @@
 //! Both sides compared, mailbox by mailbox, through the replica's own words. Nothing is changed on either.
 
 use super::held::{guid_of, why_not};
-use super::names::Source;
 use super::queue::Lane;
 use super::{diff, loss};
 use crate::model::{
-    Capabilities, Disposition, MailStore, MailboxEntry, MailboxSnapshot, MailboxView, MboxName, Replica, ReplicaError,
-    StoreError, SystemFlags, UniqueId, UserPart,
+    Capabilities, Disposition, Listing, MailStore, MailboxEntry, MailboxSnapshot, MailboxView, MboxName, Replica,
+    ReplicaError, StoreError, SystemFlags, UniqueId, UserPart,
 };
 use crate::state::ReplicaState;
 use serde::Serialize;
@@ -89,9 +88,9 @@ pub fn verify(
     progress: &mut dyn FnMut(usize, usize),
 ) -> Result<VerifyReport, VerifyError> {
     let lanes = extent.lanes;
-    let source = Source::new(store.listing()?);
+    let source = store.listing()?;
     let prefix = store.deleted_prefix();
-    let mut all: BTreeSet<Lane> = source.listing.entries.iter().map(|entry| Lane::of(&entry.name, prefix)).collect();
+    let mut all: BTreeSet<Lane> = source.entries().map(|entry| Lane::of(&entry.name, prefix)).collect();
     all.insert(Lane::Server);
     if let Some(lanes) = lanes {
         all = lanes.iter().cloned().collect();
@@ -112,7 +111,7 @@ pub fn verify(
         progress(done + 1, total);
     }
     let asked = |name: &MboxName| lanes.is_none_or(|lanes| lanes.contains(&Lane::of(name, prefix)));
-    let left_out = verifier.source.listing.unreadable.iter().filter(|left_out| asked(&left_out.name));
+    let left_out = verifier.source.unreadable.iter().filter(|left_out| asked(&left_out.name));
     let left_out = left_out.map(|left_out| (left_out.name.to_string(), left_out.reason.clone()));
     verifier.report.unreadable.extend(left_out);
     verifier.report.not_carried = store.not_carried()?;
@@ -124,7 +123,7 @@ struct Verifier<'a> {
     session: &'a mut dyn Replica,
     caps: &'a Capabilities,
     state: Option<&'a ReplicaState>,
-    source: Source,
+    source: Arc<Listing>,
     extent: Extent<'a>,
     begun: Instant,
     report: VerifyReport,
@@ -153,7 +152,7 @@ impl Verifier<'_> {
             return self.server(lane);
         }
         let prefix = self.store.deleted_prefix();
-        let entries: Vec<_> = self.source.in_lane(lane, prefix).cloned().collect();
+        let entries: Vec<_> = super::names::entries_in(&self.source, lane, prefix).into_iter().cloned().collect();
         let view = match lane {
             Lane::User(user) => {
                 self.report.users += 1;

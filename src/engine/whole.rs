@@ -23,8 +23,8 @@ pub fn whole(store: &dyn MailStore, hash: bool, progress: &mut dyn FnMut(usize, 
     let listing = store.listing()?;
     let mut found = Whole::default();
     found.faults.extend(listing.unreadable.iter().map(|row| (row.name.to_string(), row.reason.clone())));
-    for (done, entry) in listing.entries.iter().enumerate() {
-        progress(done, listing.entries.len());
+    for (done, entry) in listing.entries().enumerate() {
+        progress(done, listing.len());
         if !entry.mbtype.is_intermediate() {
             found.mailboxes += 1;
             if let Err(error) = mailbox(store, entry, hash, &mut found) {

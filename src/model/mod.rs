@@ -7,21 +7,25 @@
 mod delta;
 mod dirty;
 mod ids;
+mod listing;
 mod mailbox;
 mod promotion;
 mod seam;
+mod shared_map;
 mod user;
 
 pub use delta::{BodyRef, Delta, MailboxUpdate, Since, Step};
 pub use dirty::{DirtyKey, MailboxRef, Notice, Scope, UserPart, UserRef};
 pub use ids::{FlagName, MboxName, MessageGuid, ModSeq, Partition, QuotaRoot, SieveName, Uid, UniqueId, UserId};
+pub use listing::{LeftOut, Listing};
 pub use mailbox::{
     Annotation, MailboxEntry, MailboxHead, MailboxSnapshot, MailboxView, MboxType, Options, Record, SyncCrcs,
     SystemFlags, UserFlags,
 };
 pub use promotion::{FENCE, Promotion};
 pub use seam::{
-    AnnotCrc, Body, BodySource, Capabilities, Denial, Disposition, Fingerprint, LeftOut, Listing, MailStore, Memory,
+    AnnotCrc, Body, BodySource, Capabilities, ChangedAnnotations, Denial, Disposition, Fingerprint, MailStore, Memory,
     Replica, ReplicaError, ReplicaTarget, StoreError,
 };
+pub use shared_map::SharedMap;
 pub use user::{AccountView, QuotaLimits, QuotaResource, SeenState, SieveScript, UserMeta};

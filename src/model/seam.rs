@@ -2,12 +2,11 @@
 //! Nothing between them names either.
 
 use super::{
-    AccountView, Annotation, BodyRef, MailboxEntry, MailboxHead, MailboxSnapshot, MailboxView, MboxName, MessageGuid,
-    QuotaLimits, QuotaRoot, Record, SieveName, Step, Uid, UniqueId, UserId, UserMeta,
+    AccountView, Annotation, BodyRef, Listing, MailboxEntry, MailboxHead, MailboxRef, MailboxSnapshot, MailboxView,
+    MboxName, MessageGuid, QuotaLimits, QuotaRoot, Record, SieveName, Step, Uid, UniqueId, UserId, UserMeta,
 };
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt;
 use std::io::Read;
 use std::sync::Arc;
 
@@ -112,31 +111,6 @@ impl ReplicaError {
     }
 }
 
-/// The mailboxes a store has, at one moment.
-#[derive(Clone, Debug, Default)]
-pub struct Listing {
-    /// Mailboxes with data on this server, and intermediates; sorted by name. No foreign ones.
-    pub entries: Vec<Arc<MailboxEntry>>,
-    /// Uniqueids of which the store says that they were deleted (2.5 and later keep such tombstones).
-    pub tombstones: Vec<UniqueId>,
-    /// Mailboxes of the list that cannot be replicated. Nothing is known of them, least of all that they are gone.
-    pub unreadable: Vec<LeftOut>,
-}
-
-/// A mailbox that stands in the list and cannot be replicated.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct LeftOut {
-    pub name: MboxName,
-    /// What is wrong, and what helps.
-    pub reason: String,
-}
-
-impl fmt::Display for LeftOut {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {}", self.name, self.reason)
-    }
-}
-
 /// Cheap mark of a mailbox's on-disk state: equal marks mean nothing to replicate has changed.
 /// Made from directory entry, stat and index header only.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -179,6 +153,15 @@ pub trait BodySource: Sync {
     fn has_copies(&self, _uid: Uid) -> bool {
         false
     }
+}
+
+/// What has changed in the shared database of annotations.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ChangedAnnotations {
+    /// Mailboxes, some of which may not be listed.
+    pub mailboxes: BTreeSet<MailboxRef>,
+    /// Those of the server as well.
+    pub server: bool,
 }
 
 /// Something mail is read from.
@@ -232,6 +215,10 @@ pub trait MailStore: Send + Sync {
 
     /// Annotations of every mailbox that has any: by uniqueid, with the mark by which a change is noticed.
     fn annotated_mailboxes(&self) -> Result<BTreeMap<UniqueId, Vec<Annotation>>, StoreError>;
+
+    /// Whose annotations, by whatever the store keeps them under, are not what they were when this was last asked; the
+    /// first time, all that there are. One asks on behalf of all.
+    fn changed_annotations(&self) -> Result<ChangedAnnotations, StoreError>;
 
     /// What the store holds and no replication carries: the object, and what becomes of it.
     fn not_carried(&self) -> Result<Vec<(String, String)>, StoreError> {

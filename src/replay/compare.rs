@@ -110,7 +110,7 @@ fn each(value: &Value, change: impl Fn(&Value) -> Value) -> Value {
 /// What `store` holds, as IMAP would show it to these users, in the shape of a recorded state.
 fn state_of(store: &dyn MailStore, logins: &[&str], depth: Depth) -> Result<Value, StoreError> {
     let listing = store.listing()?;
-    let live = listing.entries.iter().filter(|entry| entry.name.without_deleted(store.deleted_prefix()).is_none());
+    let live = listing.entries().filter(|entry| entry.name.without_deleted(store.deleted_prefix()).is_none());
     let mut mailboxes = Vec::new();
     let mut names = Vec::new();
     for entry in live.filter(|entry| !entry.mbtype.is_intermediate() && !entry.mbtype.is_deleted()) {

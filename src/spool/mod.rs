@@ -3,6 +3,7 @@
 
 mod history;
 pub mod layout;
+mod list;
 pub mod lock;
 mod mailbox;
 pub mod read;

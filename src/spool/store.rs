@@ -2,6 +2,7 @@
 
 use super::history::{History, LAST_WITHOUT};
 use super::layout::Layout;
+use super::list::Names;
 use super::mailbox::{self, SpoolBodies};
 use super::read::Followed;
 use super::{format_error, users};
@@ -10,10 +11,10 @@ use crate::cyrus::imapd_conf::ImapdConf;
 use crate::cyrus::mboxlist::{self, Row, Standing};
 use crate::cyrus::user_deny;
 use crate::model::{
-    Annotation, BodySource, Disposition, Fingerprint, LeftOut, Listing, MailStore, MailboxEntry, MailboxSnapshot,
-    MboxName, Memory, QuotaLimits, QuotaRoot, StoreError, UniqueId, UserId, UserMeta,
+    Annotation, BodySource, ChangedAnnotations, Disposition, Fingerprint, LeftOut, Listing, MailStore, MailboxEntry,
+    MailboxRef, MailboxSnapshot, MboxName, Memory, QuotaLimits, QuotaRoot, StoreError, UniqueId, UserId, UserMeta,
 };
-use std::collections::{BTreeMap, BTreeSet, HashMap, hash_map};
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -26,24 +27,31 @@ pub struct LiveSpool {
     /// Inode of configdirectory when it was opened.
     home: Option<u64>,
     list: Mutex<List>,
-    annotations: Mutex<Followed>,
+    annotations: Mutex<Annotations>,
     history: History,
 }
 
 #[derive(Default)]
 struct List {
     db: Followed,
-    mailboxes: BTreeMap<MboxName, Arc<MailboxEntry>>,
-    tombstones: BTreeMap<MboxName, UniqueId>,
+    names: Names,
     /// By key: rows that could not be understood.
     unreadable: BTreeMap<Vec<u8>, LeftOut>,
-    /// Mailboxes with the uniqueid of another one.
+    /// Mailboxes with the uniqueid of another one that were told.
     clashes: Vec<LeftOut>,
+    /// What was given out last.
     listing: Option<Arc<Listing>>,
     /// Rows are stored as of 3.6 (`N` and `I` keys).
     modern: bool,
     /// Mailboxes whose cyrus.header has another uniqueid; told once.
     doubted: BTreeSet<UniqueId>,
+}
+
+#[derive(Default)]
+struct Annotations {
+    db: Followed,
+    /// Scopes that nobody has been told of.
+    changed: BTreeSet<Vec<u8>>,
 }
 
 /// Options that say where files are: all services have to agree on them.
@@ -96,29 +104,6 @@ pub fn open_store(conf_path: &Path) -> Result<LiveSpool, StoreError> {
         annotations: Mutex::default(),
         history: History::default(),
     })
-}
-
-/// A uniqueid is the identity of one mailbox. Copied folders of old stores share one: the first by name keeps it.
-fn unique<'a>(mailboxes: impl Iterator<Item = &'a Arc<MailboxEntry>>) -> (Vec<Arc<MailboxEntry>>, Vec<LeftOut>) {
-    let (mut entries, mut clashes) = (Vec::new(), Vec::new());
-    let mut first: HashMap<&UniqueId, &MboxName> = HashMap::new();
-    for entry in mailboxes {
-        match first.entry(&entry.uniqueid) {
-            hash_map::Entry::Vacant(place) => {
-                place.insert(&entry.name);
-                entries.push(entry.clone());
-            }
-            hash_map::Entry::Occupied(other) => clashes.push(LeftOut {
-                name: entry.name.clone(),
-                reason: format!(
-                    "has the same uniqueid {} as {}; run reconstruct (from 3.0 on: reconstruct -I) on both",
-                    entry.uniqueid,
-                    other.get()
-                ),
-            }),
-        }
-    }
-    (entries, clashes)
 }
 
 fn inode(path: &Path) -> Result<u64, StoreError> {
@@ -180,21 +165,22 @@ impl LiveSpool {
         for change in gone.into_iter().chain(there) {
             self.apply(&mut list, &change.key, change.new.as_deref());
         }
-        if list.mailboxes.is_empty() && list.tombstones.is_empty() {
+        if list.names.is_empty() {
             list.listing = None;
             return Err(StoreError::new(
                 Disposition::RetrySoon,
                 format!("{}: no row of it is about a mailbox; is this the right file?", path.display()),
             ));
         }
-        let (entries, clashes) = unique(list.mailboxes.values());
+        let clashes = list.names.clashes();
         for clash in clashes.iter().filter(|clash| !list.clashes.contains(clash)) {
             warn!(mailbox = %clash.name, reason = clash.reason, "mailbox is left out");
         }
-        let unreadable = list.unreadable.values().chain(&clashes).cloned().collect();
-        let listing = Listing { entries, tombstones: list.tombstones.values().cloned().collect(), unreadable };
+        if !list.unreadable.is_empty() || !clashes.is_empty() || !list.names.listing.unreadable.is_empty() {
+            list.names.listing.unreadable = list.unreadable.values().chain(&clashes).cloned().collect();
+        }
         list.clashes = clashes;
-        list.listing = Some(Arc::new(listing));
+        list.listing = Some(Arc::new(list.names.listing.clone()));
         Ok(list)
     }
 
@@ -209,8 +195,7 @@ impl LiveSpool {
                 Some(dbname) if list.modern => mboxlist::name_of_dbname(dbname),
                 _ => MboxName::new(key),
             };
-            list.mailboxes.remove(&name);
-            list.tombstones.remove(&name);
+            list.names.forget(&name);
             return;
         };
         let listed = match mboxlist::row_for(key, value) {
@@ -232,8 +217,7 @@ impl LiveSpool {
         let standing = listed.standing(self.layout.servername.as_deref());
         let mut entry = listed.mailbox;
         let name = entry.name.clone();
-        list.mailboxes.remove(&name);
-        list.tombstones.remove(&name);
+        list.names.forget(&name);
         match standing {
             Standing::Present | Standing::Placeholder => {
                 // What 3.12 leaves of a deleted mailbox with others below it: no identity, no files, nothing to replicate.
@@ -253,27 +237,27 @@ impl LiveSpool {
                 if standing == Standing::Placeholder && !entry.mbtype.is_intermediate() {
                     return;
                 }
-                list.mailboxes.insert(name, Arc::new(entry));
+                list.names.set(Arc::new(entry));
             }
             Standing::Tombstone if !entry.uniqueid.is_empty() => {
-                list.tombstones.insert(name, entry.uniqueid);
+                list.names.bury(name, entry.uniqueid);
             }
             Standing::Tombstone | Standing::Elsewhere => {}
         }
     }
 
     fn entry(&self, name: &MboxName) -> Result<Option<Arc<MailboxEntry>>, StoreError> {
-        Ok(self.updated_list()?.mailboxes.get(name).cloned())
+        Ok(self.updated_list()?.names.get(name).cloned())
     }
 
     /// cyrus.header goes on to name another uniqueid than this entry. From 2.5 on the list is the authority, when it has
     /// this very row still; before, its rows have no uniqueid, and the header is.
     fn list_is_right(&self, entry: &MailboxEntry, found: &str) -> Result<bool, StoreError> {
         let mut list = self.updated_list()?;
-        let Some(row) = list.mailboxes.get(&entry.name).cloned() else { return Ok(false) };
+        let Some(row) = list.names.get(&entry.name).cloned() else { return Ok(false) };
         if row.uidvalidity == 0 {
             let uniqueid = mailbox::uniqueid_of(&self.layout, &row)?;
-            list.mailboxes.insert(entry.name.clone(), Arc::new(MailboxEntry { uniqueid, ..(*row).clone() }));
+            list.names.set(Arc::new(MailboxEntry { uniqueid, ..(*row).clone() }));
             list.listing = None;
             return Ok(false);
         }
@@ -295,13 +279,17 @@ impl LiveSpool {
         Userids { owner, carets: self.layout.carets }
     }
 
-    fn updated_annotations(&self) -> Result<MutexGuard<'_, Followed>, StoreError> {
+    fn updated_annotations(&self) -> Result<MutexGuard<'_, Annotations>, StoreError> {
         let mut annotations = lock(&self.annotations);
         let path = &self.layout.annotations_db;
-        match annotations.update(path) {
-            Ok(_) => Ok(annotations),
+        match annotations.db.update(path) {
+            Ok(changes) => {
+                let scopes = changes.iter().filter_map(|change| annotations::parse_key(&change.key));
+                annotations.changed.extend(scopes.map(|(scope, _, _)| scope.to_vec()));
+                Ok(annotations)
+            }
             // A store that never had an annotation has no file; one that had some does not lose it.
-            Err(_) if !path.exists() && annotations.map().is_empty() => Ok(annotations),
+            Err(_) if !path.exists() && annotations.db.map().is_empty() => Ok(annotations),
             Err(error) => Err(error),
         }
     }
@@ -317,7 +305,7 @@ impl LiveSpool {
         let Some(mut snapshot) = snapshot else { return Ok(None) };
         let annotations = self.updated_annotations()?;
         snapshot.annotations = annotations::of_scope(
-            annotations.map(),
+            annotations.db.map(),
             self.annotation_scope(entry, modern),
             self.userids(self.layout.owner(&entry.name).as_ref()),
         )
@@ -338,16 +326,8 @@ impl LiveSpool {
         let list = self.updated_list()?;
         let inbox = user.inbox();
         let deleted = inbox.with_deleted(&self.layout.deletedprefix);
-        let below = |top: &MboxName| {
-            let (top, name) = (top.clone(), top.clone());
-            let is_below = move |name: &MboxName| {
-                let rest = name.as_bytes().strip_prefix(top.as_bytes());
-                rest.map(|rest| rest.is_empty() || rest.first() == Some(&b'.'))
-            };
-            let range = list.mailboxes.range(name..).map_while(move |(name, entry)| Some((is_below(name)?, entry)));
-            range.filter(|(is_below, _)| *is_below).map(|(_, entry)| entry.uniqueid.clone())
-        };
-        Ok(below(&inbox).chain(below(&deleted)).collect())
+        let all = list.names.below(&inbox).chain(list.names.below(&deleted));
+        Ok(all.map(|entry| entry.uniqueid.clone()).collect())
     }
 
     /// Bytes of messages that were read because the index does not say their GUIDs (before 2.4).
@@ -371,7 +351,7 @@ impl MailStore for LiveSpool {
     fn listing(&self) -> Result<Arc<Listing>, StoreError> {
         let listing = self.updated_list()?.listing.clone().unwrap_or_default();
         if listing.unreadable.is_empty() {
-            self.history.forget_others(&listing.entries);
+            self.history.forget_others(&listing);
         }
         Ok(listing)
     }
@@ -398,7 +378,7 @@ impl MailStore for LiveSpool {
     fn user_fingerprints(&self, users: &[UserId]) -> Vec<Option<Fingerprint>> {
         // The list is looked at once for all of them.
         let Ok(list) = self.updated_list() else { return vec![None; users.len()] };
-        let inboxes: Vec<_> = users.iter().map(|user| list.mailboxes.get(&user.inbox()).cloned()).collect();
+        let inboxes: Vec<_> = users.iter().map(|user| list.names.get(&user.inbox()).cloned()).collect();
         drop(list);
         users.iter().zip(inboxes).map(|(user, inbox)| self.user_mark(user, inbox.as_deref()).ok()).collect()
     }
@@ -408,7 +388,7 @@ impl MailStore for LiveSpool {
     }
 
     fn users(&self) -> Result<Vec<UserId>, StoreError> {
-        Ok(users::owners(self.updated_list()?.mailboxes.keys()))
+        Ok(users::owners(self.updated_list()?.names.all().map(|entry| &entry.name)))
     }
 
     fn user_meta(&self, user: &UserId) -> Result<UserMeta, StoreError> {
@@ -432,8 +412,8 @@ impl MailStore for LiveSpool {
     }
 
     fn follows_seen(&self, user: &UserId) -> Result<Vec<UniqueId>, StoreError> {
-        let entries = self.listing()?;
-        self.history.follows_seen(&self.layout, user, &entries.entries)
+        let listing = self.listing()?;
+        self.history.follows_seen(&self.layout, user, &listing)
     }
 
     fn remember_in(&self, memory: Arc<dyn Memory>) {
@@ -442,7 +422,7 @@ impl MailStore for LiveSpool {
 
     fn server_annotations(&self) -> Result<Vec<Annotation>, StoreError> {
         let annotations = self.updated_annotations()?;
-        annotations::of_scope(annotations.map(), b"", self.userids(None))
+        annotations::of_scope(annotations.db.map(), b"", self.userids(None))
             .map_err(|error| format_error(&self.layout.annotations_db, &error))
     }
 
@@ -452,21 +432,34 @@ impl MailStore for LiveSpool {
             (list.modern, list.listing.clone().unwrap_or_default())
         };
         let annotations = self.updated_annotations()?;
-        let scopes: BTreeSet<&[u8]> =
-            annotations::scopes(annotations.map()).filter(|scope| !scope.is_empty()).collect();
-        let by_scope: HashMap<&[u8], &Arc<MailboxEntry>> =
-            entries.entries.iter().map(|entry| (self.annotation_scope(entry, modern), entry)).collect();
         let mut out = BTreeMap::new();
-        for scope in scopes {
-            let Some(entry) = by_scope.get(scope) else { continue };
-            let list =
-                annotations::of_scope(annotations.map(), scope, self.userids(self.layout.owner(&entry.name).as_ref()))
-                    .map_err(|error| format_error(&self.layout.annotations_db, &error))?;
+        for scope in annotations::scopes(annotations.db.map()).filter(|scope| !scope.is_empty()) {
+            let entry =
+                if modern { entries.by_id(&UniqueId::new(scope)) } else { entries.by_name(&MboxName::new(scope)) };
+            let Some(entry) = entry else { continue };
+            let list = annotations::of_scope(
+                annotations.db.map(),
+                scope,
+                self.userids(self.layout.owner(&entry.name).as_ref()),
+            )
+            .map_err(|error| format_error(&self.layout.annotations_db, &error))?;
             if !list.is_empty() {
                 out.insert(entry.uniqueid.clone(), list);
             }
         }
         Ok(out)
+    }
+
+    fn changed_annotations(&self) -> Result<ChangedAnnotations, StoreError> {
+        // Which key a scope is follows from the list, and so it is read first.
+        let modern = self.updated_list()?.modern;
+        let mut changed = std::mem::take(&mut self.updated_annotations()?.changed);
+        let server = changed.remove(&b""[..]);
+        let mailbox = |scope: Vec<u8>| match modern {
+            true => MailboxRef::Id(scope.into()),
+            false => MailboxRef::Name(scope.into()),
+        };
+        Ok(ChangedAnnotations { mailboxes: changed.into_iter().map(mailbox).collect(), server })
     }
 
     fn not_carried(&self) -> Result<Vec<(String, String)>, StoreError> {

@@ -64,7 +64,7 @@ fn holds(store: &dyn MailStore, boxes: &[Two], when: &str) {
         if want.records.is_empty() {
             continue;
         }
-        let entry = listing.entries.iter().find(|entry| entry.name == want.head.name).expect("is listed");
+        let entry = listing.by_name(&want.head.name).expect("is listed");
         let found = store.mailbox(entry).expect("reads").expect("is there");
         // Either the last that was acknowledged, or one more that was not heard of.
         let is = |source: &Source| {

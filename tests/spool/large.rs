@@ -152,7 +152,7 @@ fn bodies_of_a_large_old_mailbox_are_read_once() {
     assert_eq!((fourth.updates.as_slice(), fourth.others), ([(5, 0)].as_slice(), 0));
     assert_eq!(fourth.hashed_bytes, 0);
     let kept = ArchiveStore::open(archive).expect("opens");
-    let entry = kept.listing().expect("lists").entries[0].clone();
+    let entry = kept.listing().expect("lists").entries().next().expect("one mailbox").clone();
     let snapshot = kept.mailbox(&entry).expect("reads").expect("is there");
     let seen = snapshot.records.iter().filter(|record| record.system_flags.has(SystemFlags::SEEN));
     assert_eq!(seen.map(|record| record.uid.0).collect::<Vec<_>>(), (1..=100).chain(200..=204).collect::<Vec<_>>());

@@ -11,8 +11,8 @@ mod seen;
 use super::layout::Layout;
 use super::mailbox::SpoolBodies;
 use crate::model::{
-    BodyRef, BodySource, Disposition, MailboxEntry, MailboxSnapshot, Memory, MessageGuid, Options, Record, SeenState,
-    StoreError, UniqueId, UserId,
+    BodyRef, BodySource, Disposition, Listing, MailboxEntry, MailboxSnapshot, Memory, MessageGuid, Options, Record,
+    SeenState, StoreError, UniqueId, UserId,
 };
 use ledger::Ledger;
 use seen::SeenFiles;
@@ -226,28 +226,29 @@ impl History {
         &self,
         layout: &Layout,
         user: &UserId,
-        entries: &[Arc<MailboxEntry>],
+        listing: &Listing,
     ) -> Result<Vec<UniqueId>, StoreError> {
         let anyone = *user == UserId::from(ANYONE);
         let now = self.seen.of(layout, user)?;
         let before = lock(&self.told).insert(user.clone(), now.clone()).unwrap_or_default();
         let changed: BTreeSet<&UniqueId> =
             now.keys().chain(before.keys()).filter(|id| now.get(*id) != before.get(*id)).collect();
-        let follows = |entry: &&Arc<MailboxEntry>| {
-            changed.contains(&entry.uniqueid) && (anyone || layout.owner(&entry.name).as_ref() == Some(user))
+        let follows = |id: &&&UniqueId| {
+            let entry = listing.by_id(id);
+            entry.is_some_and(|entry| anyone || layout.owner(&entry.name).as_ref() == Some(user))
         };
-        Ok(entries.iter().filter(follows).map(|entry| entry.uniqueid.clone()).collect())
+        Ok(changed.iter().filter(follows).map(|id| (*id).clone()).collect())
     }
 
     /// Forgets mailboxes that the list does not have any more; once, because a mailbox that just went may come back under
     /// another name.
-    pub(super) fn forget_others(&self, entries: &[Arc<MailboxEntry>]) {
+    pub(super) fn forget_others(&self, listing: &Listing) {
         if self.memory.get().is_none() || self.tidied.swap(true, Ordering::Relaxed) {
             return;
         }
-        let there: BTreeSet<&[u8]> = entries.iter().map(|entry| entry.uniqueid.as_bytes()).collect();
+        let is_there = |key: &[u8]| listing.by_id(&UniqueId::new(ledger::mailbox_of(key))).is_some();
         let keys = self.memory().keys().into_iter();
-        let gone: Vec<_> = keys.filter(|key| !there.contains(ledger::mailbox_of(key))).map(|key| (key, None)).collect();
+        let gone: Vec<_> = keys.filter(|key| !is_there(key)).map(|key| (key, None)).collect();
         if !gone.is_empty() {
             self.memory().put(gone);
         }
