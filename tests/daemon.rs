@@ -8,6 +8,8 @@ mod login;
 mod manual;
 #[path = "daemon/moves.rs"]
 mod moves;
+#[path = "daemon/scrub.rs"]
+mod scrub;
 #[path = "daemon/several.rs"]
 mod several;
 #[path = "daemon/tls.rs"]

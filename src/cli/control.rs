@@ -194,6 +194,25 @@ fn table(out: &mut impl Write, status: &Status) -> io::Result<()> {
             writeln!(out, "  … and {} more (--json)", queue.failed_total - SHOWN)?;
         }
     }
+    if let Some((done, all)) = status.scan {
+        writeln!(out, "scan     {done} of {all} mailboxes and users compared")?;
+    }
+    if let Some(scrub) = &status.scrub {
+        let now = match (&scrub.pass, &scrub.last) {
+            (Some(pass), _) => {
+                format!("{} of {} mailboxes, {:.1} MB read", pass.mailboxes, scrub.mailboxes, megabytes(pass.bytes))
+            }
+            (None, Some(last)) => {
+                let ago = status.at.saturating_sub(last.ended_at.unwrap_or(status.at));
+                format!("all {} messages read, done {} ago", last.messages, span(ago as f64))
+            }
+            (None, None) => "not begun".to_owned(),
+        };
+        writeln!(out, "scrub    {now}, {} damaged", scrub.damaged().len())?;
+        for damage in scrub.damaged().into_iter().take(SHOWN) {
+            writeln!(out, "  damaged: {damage}")?;
+        }
+    }
     for one in &status.moves {
         let phase = format!("{:?}", one.phase).to_lowercase();
         let why = one.trouble.as_ref().map_or_else(String::new, |trouble| format!(": {trouble}"));

@@ -96,7 +96,7 @@ enum Command {
     /// A csync server in front of an archive, for sync_client and for spooltap, until SIGTERM
     Serve(serve::ServeArgs),
     /// Shows what differs from the receipts, without pushing
-    Scan,
+    Scan(scan::ScanArgs),
     /// Shows the content of any Cyrus file
     Inspect {
         /// cyrus.index, cyrus.header, a database, a quota file, imapd.conf …
@@ -203,7 +203,7 @@ fn dispatch(cli: Cli) -> Outcome {
         Command::Run(args) => run::run(common, &args),
         Command::Push(args) => push::push(common, &args),
         Command::Serve(args) => serve::serve(common, &args),
-        Command::Scan => scan::scan(common),
+        Command::Scan(args) => scan::scan(common, &args),
         Command::Inspect { file } => match inspect::inspect(&file, common.json, &mut std::io::stdout().lock()) {
             Ok(()) => Ok(Exit::Ok),
             Err(error) if error.is::<std::io::Error>() => Err(Failure::new(Exit::Source, error)),

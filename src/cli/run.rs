@@ -2,9 +2,10 @@
 
 use super::setup::{Setup, replica_failure};
 use super::{Common, Exit, Failure, Outcome};
-use crate::daemon::moves::{Hands, Moves};
+use crate::daemon::moves::Hands;
+use crate::daemon::scrub::{Scrub, ScrubSettings};
 use crate::daemon::{self, End, Running, Service};
-use crate::engine::{Options, fence};
+use crate::engine::{Options, ScanPace, fence};
 use crate::model::{Denial, ReplicaError};
 use clap::Args;
 use std::path::PathBuf;
@@ -69,6 +70,7 @@ fn once(common: &Common, args: &RunArgs, setup: &Setup) -> Result<End<Setup>, Fa
         allow_removals: config.allow_removals,
         allow_loss: config.allow_loss,
         share: Some(moves.share(setup.rules())),
+        scan_pace: ScanPace { per_second: config.scan_per_second, busy_percent: config.busy_io_percent },
         ..Options::default()
     };
     let service = Service {
@@ -87,6 +89,10 @@ fn once(common: &Common, args: &RunArgs, setup: &Setup) -> Result<End<Setup>, Fa
         &service.orders(),
     )
     .map_err(|error| Failure::new(super::setup::capture_exit(&error), error))?;
+    let settings =
+        ScrubSettings { rate: config.scrub_rate, every: config.scrub_every, busy_percent: config.busy_io_percent };
+    let scrub =
+        Scrub::open(settings, setup.store.clone(), &config.state).map_err(|error| Failure::new(Exit::Source, error))?;
     let reload = || match Setup::open(common, true) {
         Ok(fresh) => Some(fresh),
         Err(failure) => {
@@ -94,7 +100,18 @@ fn once(common: &Common, args: &RunArgs, setup: &Setup) -> Result<End<Setup>, Fa
             None
         }
     };
-    let end = moving(&moves, &running, || daemon::serve(&running, &service, &moves, &reload))?;
+    let hands = Hands::new(moves.clone(), running.engine.mover());
+    let end = beside(
+        "moves",
+        move |stop| hands.work(stop),
+        || {
+            let serve = || daemon::serve(&running, &service, (&moves, scrub.as_deref()), &reload);
+            match scrub.clone() {
+                Some(scrub) => beside("scrub", move |stop| scrub.work(stop), serve),
+                None => serve(),
+            }
+        },
+    )?;
     info!("{}", if matches!(end, End::Stop) { "stopping" } else { "reloading" });
     running.stop(config.shutdown_timeout);
     state.flush();
@@ -102,11 +119,11 @@ fn once(common: &Common, args: &RunArgs, setup: &Setup) -> Result<End<Setup>, Fa
     Ok(end)
 }
 
-/// Carries moves out beside `with`.
-fn moving<T>(moves: &Arc<Moves>, running: &Running, with: impl FnOnce() -> T) -> T {
+/// Has something done on a thread of its own beside `with`.
+fn beside<T>(name: &str, work: impl FnOnce(&AtomicBool) + Send + 'static, with: impl FnOnce() -> T) -> T {
     let stop = Arc::new(AtomicBool::new(false));
-    let (hands, told) = (Hands::new(moves.clone(), running.engine.mover()), stop.clone());
-    let thread = std::thread::Builder::new().name("moves".into()).spawn(move || hands.work(&told));
+    let told = stop.clone();
+    let thread = std::thread::Builder::new().name(name.into()).spawn(move || work(&told));
     let out = with();
     stop.store(true, Ordering::Relaxed);
     // It may wait for a replica that does not answer; the next start goes on where it was.

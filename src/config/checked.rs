@@ -100,6 +100,13 @@ pub struct Config {
     pub scan_every: Duration,
     /// Everything is compared so often, whatever was noticed.
     pub rescan_every: Option<Duration>,
+    /// Mailboxes that a scan looks at in a second at most; 0: no limit.
+    pub scan_per_second: u64,
+    /// Busy is a machine where a disk is waited for in so many percent of the time; 0: none ever is.
+    pub busy_io_percent: u32,
+    /// Bytes of message files in a second; 0: no scrub.
+    pub scrub_rate: u64,
+    pub scrub_every: Duration,
     pub shutdown_timeout: Duration,
     pub allow_removals: bool,
     pub allow_loss: bool,
@@ -162,6 +169,10 @@ impl Config {
         let scan_seconds = raw.scan_seconds.unwrap_or(60);
         if scan_seconds == 0 {
             fault("scan_seconds", "0 is too often".into(), "use at least 1");
+        }
+        let busy_io_percent = raw.busy_io_percent.unwrap_or(50);
+        if busy_io_percent > 100 {
+            fault("busy_io_percent", format!("{busy_io_percent} is more than all"), "use 1 to 100, or 0 for never");
         }
         let metrics_listen = raw.metrics_listen.as_deref().and_then(|text| match text.parse::<SocketAddr>() {
             Ok(address) if address.ip().is_loopback() => Some(address),
@@ -256,6 +267,10 @@ impl Config {
             scan_every: Duration::from_secs(scan_seconds),
             rescan_every: Some(Duration::from_secs(raw.rescan_seconds.unwrap_or(21_600)))
                 .filter(|every| !every.is_zero()),
+            scan_per_second: raw.scan_per_second.unwrap_or(0),
+            busy_io_percent,
+            scrub_rate: raw.scrub_mib_per_second.unwrap_or(0).saturating_mul(1 << 20),
+            scrub_every: Duration::from_secs(raw.scrub_every_seconds.unwrap_or(604_800)),
             shutdown_timeout: Duration::from_secs(raw.shutdown_timeout_seconds.unwrap_or(20)),
             allow_removals: raw.allow_removals.unwrap_or(false),
             allow_loss: raw.allow_loss.unwrap_or(false),
@@ -473,6 +488,19 @@ mod tests {
         let mut keys = check(raw, &[]).expect_err("is faulty");
         keys.sort();
         assert_eq!(keys, ["compress", "lanes", "most_ms", "password", "replica", "replica"]);
+    }
+
+    #[test]
+    fn work_that_can_wait_has_its_limits() {
+        let config = check("replica = [\"file:///a\"]", &[]).expect("is complete");
+        assert_eq!((config.scan_per_second, config.busy_io_percent, config.scrub_rate), (0, 50, 0));
+        let raw =
+            "replica = [\"file:///a\"]\nscrub_mib_per_second = 2\nscrub_every_seconds = 60\nscan_per_second = 9\n";
+        let config = check(raw, &[]).expect("is complete");
+        let found = (config.scan_per_second, config.scrub_rate, config.scrub_every.as_secs());
+        assert_eq!(found, (9, 2 << 20, 60));
+        let faults = check("replica = [\"file:///a\"]\nbusy_io_percent = 101", &[]).expect_err("is faulty");
+        assert_eq!(faults, ["busy_io_percent"]);
     }
 
     #[test]

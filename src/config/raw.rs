@@ -50,6 +50,15 @@ pub struct Raw {
     pub scan_seconds: Option<u64>,
     /// How often everything is compared, whatever was noticed; 0 for never. Default 21600.
     pub rescan_seconds: Option<u64>,
+    /// Mailboxes that a scan of the daemon looks at in a second, at most; 0 for no limit. Default 0.
+    pub scan_per_second: Option<u64>,
+    /// Scans of the daemon take turns, and the scrub waits, while somebody waits for a disk in so many percent of the time
+    /// (`/proc/pressure/io`); 0 for never. Default 50.
+    pub busy_io_percent: Option<u32>,
+    /// Message files are read again and compared with their GUIDs, so many MiB in a second; 0 for never. Default 0.
+    pub scrub_mib_per_second: Option<u64>,
+    /// From the beginning of one scrub of everything to that of the next. Default 604800.
+    pub scrub_every_seconds: Option<u64>,
     /// Time for jobs in flight at stop. Default 20.
     pub shutdown_timeout_seconds: Option<u64>,
     /// Read timeout of a replica's answers. Default: `sync_timeout` or 1800.
@@ -225,6 +234,10 @@ impl Raw {
             poll_ms,
             scan_seconds,
             rescan_seconds,
+            scan_per_second,
+            busy_io_percent,
+            scrub_mib_per_second,
+            scrub_every_seconds,
             shutdown_timeout_seconds,
             replica_timeout_seconds,
             allow_removals,

@@ -35,6 +35,29 @@ pub(super) fn render(status: &Status) -> String {
     let text = "Times capture was started anew.";
     page.family("spooltap_capture_restarts_total", "counter", text).value(&capture, source.restarts_total as f64);
 
+    if let Some((done, all)) = status.scan {
+        page.family("spooltap_scan_done", "gauge", "Mailboxes and users the scan has compared.")
+            .value(none, done as f64);
+        page.family("spooltap_scan_all", "gauge", "Mailboxes and users it is to compare.").value(none, all as f64);
+    }
+    if let Some(scrub) = &status.scrub {
+        let pass = scrub.pass.as_ref();
+        let running = f64::from(u8::from(pass.is_some()));
+        page.family("spooltap_scrub_running", "gauge", "1 while a pass of the scrub is under way.")
+            .value(none, running);
+        let done = pass.map_or(0, |pass| pass.mailboxes) as f64;
+        page.family("spooltap_scrub_mailboxes", "gauge", "Mailboxes this pass has scrubbed.").value(none, done);
+        let all = scrub.mailboxes as f64;
+        page.family("spooltap_scrub_mailboxes_all", "gauge", "Mailboxes a pass has to scrub.").value(none, all);
+        let bytes = pass.map_or(0, |pass| pass.bytes) as f64;
+        page.family("spooltap_scrub_bytes", "gauge", "Bytes of messages this pass has read.").value(none, bytes);
+        let damaged = scrub.damaged().len() as f64;
+        page.family("spooltap_scrub_damaged", "gauge", "Damaged messages and mailboxes known.").value(none, damaged);
+        let ended = scrub.last.as_ref().and_then(|last| last.ended_at).unwrap_or(0) as f64;
+        let text = "When the last whole pass ended; 0: none did.";
+        page.family("spooltap_scrub_last_end_timestamp_seconds", "gauge", text).value(none, ended);
+    }
+
     type Figure = (&'static str, &'static str, &'static str, fn(&super::report::ReplicaStatus) -> f64);
     let figures: &[Figure] = &[
         ("spooltap_replica_lag_seconds", "gauge", "Age of the oldest unconfirmed change.", |r| r.lag_seconds),

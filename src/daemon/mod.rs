@@ -5,6 +5,7 @@ pub mod control;
 mod metrics;
 pub mod moves;
 pub mod report;
+pub mod scrub;
 mod serve;
 mod systemd;
 

@@ -1,6 +1,7 @@
 //! What a running daemon says of itself, and what a monitoring system is to make of it.
 
 use super::moves::Move;
+use super::scrub::ScrubStatus;
 use crate::capture::{CaptureStats, SourceStats};
 use crate::engine::{ReplicaStats, StandingOrder};
 use serde::{Deserialize, Serialize};
@@ -24,6 +25,12 @@ pub struct Status {
     /// Users who go, or have gone, from some replicas to another.
     #[serde(default)]
     pub moves: Vec<Move>,
+    /// The comparison under way: so many of so many mailboxes and users are done.
+    #[serde(default)]
+    pub scan: Option<(usize, usize)>,
+    /// The continuous scrub, where there is one.
+    #[serde(default)]
+    pub scrub: Option<ScrubStatus>,
 }
 
 /// How change is noticed.
@@ -117,6 +124,15 @@ impl Status {
                 Level::Warning,
                 format!("source: {count} directories got no watch, a slower source looks after them"),
             ));
+        }
+        if let Some(scrub) = &self.scrub {
+            if let Some(trouble) = &scrub.trouble {
+                out.push((Level::Warning, format!("scrub: {trouble}")));
+            }
+            let damaged = scrub.damaged();
+            if let Some(first) = damaged.first() {
+                out.push((Level::Warning, format!("scrub: {} damaged, the first is {first}", damaged.len())));
+            }
         }
         for replica in &self.replicas {
             let stats = &replica.stats;
@@ -289,6 +305,21 @@ mod tests {
         );
         check(|status| status.source.trouble = Some("no list".into()), &[(Level::Critical, "no list")]);
         check(|status| status.source.unwatched = 3, &[(Level::Warning, "3 directories")]);
+        check(
+            |status| {
+                let found = crate::engine::Damage {
+                    mailbox: "user.u1".into(),
+                    uid: 7,
+                    file: Some("/spool/7.".into()),
+                    reason: "is another message".into(),
+                    found_at: 1,
+                };
+                let mut last = crate::engine::Pass::begin();
+                last.damaged.push(found);
+                status.scrub = Some(ScrubStatus { last: Some(last), ..ScrubStatus::default() });
+            },
+            &[(Level::Warning, "scrub: 1 damaged, the first is user.u1 UID 7: /spool/7.: is another message")],
+        );
         let order = StandingOrder { replica: "r".into(), subject: Subject::User("u1".into()), word: Word::Pause };
         check(|status| status.orders.push(order), &[(Level::Warning, "u1")]);
     }

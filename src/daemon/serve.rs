@@ -4,6 +4,7 @@ use super::caught_up::CaughtUp;
 use super::control::{self, Request, Response};
 use super::moves::{Moves, begin};
 use super::report::{Book, Memory, SourceStatus, Status, unix_now};
+use super::scrub::Scrub;
 use super::{Running, metrics, systemd};
 use crate::capture;
 use crate::engine::{StandingOrder, Word};
@@ -73,17 +74,17 @@ impl Service {
 pub fn serve<T>(
     running: &Running,
     service: &Service,
-    moves: &Moves,
+    (moves, scrub): (&Moves, Option<&Scrub>),
     reload: &dyn Fn() -> Option<T>,
 ) -> io::Result<End<T>> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(run(running, service, moves, reload))
+    runtime.block_on(run(running, service, (moves, scrub), reload))
 }
 
 async fn run<T>(
     running: &Running,
     service: &Service,
-    moves: &Moves,
+    (moves, scrub): (&Moves, Option<&Scrub>),
     reload: &dyn Fn() -> Option<T>,
 ) -> io::Result<End<T>> {
     let mut terminate = signal(SignalKind::terminate())?;
@@ -95,7 +96,7 @@ async fn run<T>(
         Some(address) => Some(TcpListener::bind(address).await?),
         None => None,
     };
-    let view = View::new(running, service, moves);
+    let view = View::new(running, service, moves, scrub);
     let mut talks: FuturesUnordered<LocalBoxFuture<'_, ()>> = FuturesUnordered::new();
     let mut first_scan = Some(running.engine.begin_scan());
     let mut pulse = Pulse::default();
@@ -238,6 +239,7 @@ struct View<'a> {
     running: &'a Running,
     service: &'a Service,
     moves: &'a Moves,
+    scrub: Option<&'a Scrub>,
     started: Instant,
     book: RefCell<Book>,
     caught_up: RefCell<CaughtUp>,
@@ -245,13 +247,13 @@ struct View<'a> {
 }
 
 impl<'a> View<'a> {
-    fn new(running: &'a Running, service: &'a Service, moves: &'a Moves) -> Self {
+    fn new(running: &'a Running, service: &'a Service, moves: &'a Moves, scrub: Option<&'a Scrub>) -> Self {
         let names: Vec<String> = running.stats().into_iter().map(|stats| stats.replica).collect();
         let before = std::fs::read(&service.status_file).ok();
         let before = before.and_then(|text| serde_json::from_slice::<Status>(&text).ok());
         let book = RefCell::new(Book::new(&names, before.as_ref()));
         let (caught_up, written) = Default::default();
-        Self { running, service, moves, started: Instant::now(), book, caught_up, written }
+        Self { running, service, moves, scrub, started: Instant::now(), book, caught_up, written }
     }
 
     fn status(&self) -> Status {
@@ -269,6 +271,8 @@ impl<'a> View<'a> {
             replicas,
             orders: self.running.engine.standing_orders(),
             moves: self.moves.all(),
+            scan: self.running.engine.scan_progress(),
+            scrub: self.scrub.map(Scrub::status),
         }
     }
 
@@ -343,7 +347,7 @@ impl<'a> View<'a> {
 }
 
 /// By rename, so that a reader sees the old or the new whole.
-fn write_whole(path: &Path, bytes: &[u8]) -> io::Result<()> {
+pub(super) fn write_whole(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let mut fresh = path.as_os_str().to_owned();
     fresh.push(".new");
     std::fs::write(&fresh, bytes)?;

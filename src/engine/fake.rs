@@ -27,6 +27,10 @@ pub(super) struct Content {
     listing: Option<Arc<Listing>>,
     /// Annotations, as they were when somebody last asked what has changed.
     told: BTreeMap<MboxName, Vec<Annotation>>,
+    /// So often quotas cannot be read.
+    pub quotas_fail: usize,
+    /// Marks of mailboxes that were asked for.
+    pub marks: usize,
     /// Readings of whole mailboxes.
     pub readings: usize,
     /// What happens to a mailbox right after the next reading.
@@ -107,7 +111,8 @@ impl MailStore for FakeStore {
     }
 
     fn fingerprint(&self, entry: &MailboxEntry) -> Result<Option<Fingerprint>, StoreError> {
-        let content = self.0.lock().expect("lock");
+        let mut content = self.0.lock().expect("lock");
+        content.marks += 1;
         Ok(content.mailboxes.get(&entry.uniqueid).map(|mailbox| {
             Fingerprint(blake3::hash(&postcard::to_stdvec(mailbox).expect("packs")).as_bytes().to_vec())
         }))
@@ -139,7 +144,12 @@ impl MailStore for FakeStore {
     }
 
     fn quotas(&self) -> Result<BTreeMap<QuotaRoot, QuotaLimits>, StoreError> {
-        Ok(self.0.lock().expect("lock").quotas.clone())
+        let mut content = self.0.lock().expect("lock");
+        if content.quotas_fail > 0 {
+            content.quotas_fail -= 1;
+            return Err(StoreError::new(Disposition::RetrySoon, "quotas cannot be read"));
+        }
+        Ok(content.quotas.clone())
     }
 
     fn quota(&self, root: &QuotaRoot) -> Result<Option<QuotaLimits>, StoreError> {

@@ -170,7 +170,7 @@ fn body_of(record: &Record) -> BodyRef {
     BodyRef { uid: record.uid, guid: record.guid, size: record.size, copied: false }
 }
 
-fn is_settled(record: &Record) -> bool {
+pub(super) fn is_settled(record: &Record) -> bool {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     record.last_updated.saturating_add(SETTLED.as_secs() as i64) <= now.as_secs() as i64
 }

@@ -20,12 +20,14 @@ mod held;
 mod loss;
 mod mover;
 mod names;
+mod pace;
 mod push;
 mod queue;
 mod rebuild;
 mod route;
 mod scan;
 mod scripts;
+mod scrub;
 mod settle;
 #[cfg(test)]
 mod tests;
@@ -34,9 +36,11 @@ mod whole;
 
 pub use control::{ControlError, StandingOrder, Subject, Word};
 pub use mover::{MoveError, Mover};
+pub use pace::{Bustle, Pace};
 pub use queue::{Backoff, Failure, Item, Lane, QueueStats};
 pub use route::quota_lane;
 pub use scan::{ScanReport, scan};
+pub use scrub::{Damage, Pass};
 pub use verify::{Depth, Difference, Extent, VerifyError, VerifyReport, verify};
 pub use whole::{Whole, whole};
 
@@ -139,6 +143,17 @@ pub struct Options {
     pub allow_loss: bool,
     /// Default: every replica has everything. What a replica has of a lane that is not its own stays there as it is.
     pub share: Option<Share>,
+    /// How catch-up scans go.
+    pub scan_pace: ScanPace,
+}
+
+/// How a scan leaves room for others.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ScanPace {
+    /// So many mailboxes (and users) in a second at most; 0: as fast as it goes.
+    pub per_second: u64,
+    /// It takes turns with others while a disk is waited for in so many percent of the time; 0: it never does.
+    pub busy_percent: u32,
 }
 
 impl Default for Options {
@@ -152,6 +167,7 @@ impl Default for Options {
             allow_removals: false,
             allow_loss: false,
             share: None,
+            scan_pace: ScanPace::default(),
         }
     }
 }
@@ -480,10 +496,10 @@ impl Engine {
         let (orders, inbox) = mpsc::channel();
         let all = replicas.clone();
         let scanning = Arc::<scan::Progress>::default();
-        let theirs = scanning.clone();
+        let (theirs, pace) = (scanning.clone(), options.scan_pace);
         let router = std::thread::Builder::new()
             .name("router".into())
-            .spawn(move || route::Router::new(store, all, theirs).run(&inbox))
+            .spawn(move || route::Router::new(store, all, theirs, pace).run(&inbox))
             .ok()
             .map(|thread| (orders, thread));
         Self { replicas, router, workers, stopping, scanning }

@@ -1,9 +1,10 @@
 //! Keys → items in lanes. One thread; it keeps what it last saw of the shared databases, so that "mailboxes.db changed"
 //! becomes "these mailboxes changed".
 
+use super::pace::{Bustle, Pace};
 use super::queue::{Item, Lane};
 use super::scan::{Progress, Scan};
-use super::{Event, Shared};
+use super::{Event, ScanPace, Shared};
 use crate::model::{
     Annotation, ChangedAnnotations, DirtyKey, Listing, MailStore, MailboxEntry, MailboxRef, MboxName, Notice,
     QuotaRoot, Scope, StoreError, UniqueId, UserId, UserPart, UserRef,
@@ -29,6 +30,9 @@ pub fn quota_lane(root: &QuotaRoot, deleted_prefix: &[u8]) -> Lane {
     if name.domain_and_local().1.is_empty() { Lane::Server } else { Lane::of(&name, deleted_prefix) }
 }
 
+/// While others wait for the disk, a scan waits so many times as long as it worked.
+const OTHERS_TURN: u32 = 4;
+
 /// Pause before a key whose reading failed is tried again.
 const RETRY: Duration = Duration::from_millis(100);
 
@@ -43,6 +47,10 @@ pub(super) struct Router {
     /// Told to those who watch over us: a scan may take long.
     scanning: Arc<Progress>,
     running: Option<Running>,
+    pace: Pace,
+    /// So that a slow scan does not go by leaps.
+    piece_most: Option<usize>,
+    bustle: Bustle,
     /// To be scanned when the running one is over.
     wanted: Option<Scope>,
     /// Who waits for all that was asked for so far.
@@ -52,15 +60,21 @@ pub(super) struct Router {
 /// A scan under way.
 struct Running {
     scan: Scan,
-    scope: Scope,
     started: Instant,
+    /// The next piece comes not before this.
+    next_at: Instant,
     differ: usize,
     /// Who waits for it.
     _done: Vec<mpsc::Sender<()>>,
 }
 
 impl Router {
-    pub(super) fn new(store: Arc<dyn MailStore>, replicas: Vec<Arc<Shared>>, scanning: Arc<Progress>) -> Self {
+    pub(super) fn new(
+        store: Arc<dyn MailStore>,
+        replicas: Vec<Arc<Shared>>,
+        scanning: Arc<Progress>,
+        pace: ScanPace,
+    ) -> Self {
         Self {
             store,
             replicas,
@@ -70,6 +84,9 @@ impl Router {
             retry: Vec::new(),
             scanning,
             running: None,
+            pace: Pace::new(Some(pace.per_second)),
+            piece_most: (pace.per_second > 0).then_some(pace.per_second as usize / 4),
+            bustle: Bustle::new(pace.busy_percent),
             wanted: None,
             waiting: Vec::new(),
         }
@@ -80,7 +97,7 @@ impl Router {
             self.begin_scan();
             // Between two pieces of a scan whoever has something to say is heard.
             let wait = match &self.running {
-                Some(_) => Some(Instant::now()),
+                Some(running) => self.retry.iter().map(|(at, _)| *at).chain([running.next_at]).min(),
                 None => self.retry.iter().map(|(at, _)| *at).min(),
             };
             let order = match wait {
@@ -289,7 +306,7 @@ impl Router {
         self.scanning.set((0, 1));
         let started = Instant::now();
         match self.prepare(&scope, started) {
-            Ok(scan) => self.running = Some(Running { scan, scope, started, differ: 0, _done: done }),
+            Ok(scan) => self.running = Some(Running { scan, started, next_at: started, differ: 0, _done: done }),
             Err(error) => self.scan_failed(&error, scope, started),
         }
     }
@@ -311,6 +328,10 @@ impl Router {
             }
         };
         let scan = Scan::begin(&*self.store, self.source.clone(), below)?;
+        let scan = match self.piece_most {
+            Some(most) => scan.in_pieces_of(most),
+            None => scan,
+        };
         for shared in &self.replicas {
             drop(shared.source()?);
             if below.is_none() {
@@ -331,10 +352,20 @@ impl Router {
     /// Looks at the next piece and queues what differs.
     fn scan_on(&mut self) {
         let Some(running) = &mut self.running else { return };
+        let since = Instant::now();
+        if since < running.next_at {
+            return;
+        }
+        let (before, _) = running.scan.progress();
         let states: Vec<&ReplicaState> = self.replicas.iter().map(|shared| &shared.state).collect();
         match running.scan.step(&*self.store, &states) {
             Ok(Some(found)) => {
-                self.scanning.set(running.scan.progress());
+                let progress = running.scan.progress();
+                self.scanning.set(progress);
+                running.next_at = self.pace.spend(progress.0.saturating_sub(before) as u64);
+                if self.bustle.is_busy() {
+                    running.next_at = running.next_at.max(Instant::now() + since.elapsed() * OTHERS_TURN);
+                }
                 self.replicas.iter().for_each(|shared| shared.queue.hold(true));
                 for found in found {
                     let Some(shared) = self.replicas.get(found.replica) else { continue };
@@ -352,9 +383,10 @@ impl Router {
                 self.running = None;
                 self.scanning.set((0, 0));
             }
+            // What has been looked at stays looked at: the same piece is next.
             Err(error) => {
-                let Some(Running { scope, started, .. }) = self.running.take() else { return };
-                self.scan_failed(&error, scope, started);
+                running.next_at = Instant::now() + RETRY * 10;
+                self.trouble(&error);
             }
         }
     }

@@ -90,6 +90,7 @@ pub(super) struct Scan {
     stage: Stage,
     next: usize,
     piece: usize,
+    piece_most: usize,
     threads: usize,
 }
 
@@ -119,8 +120,16 @@ impl Scan {
             stage: Stage::Mailboxes,
             next: 0,
             piece: BLOCK * THREADS.start,
+            piece_most: PIECE_MOST,
             threads: processors.clamp(THREADS.start, THREADS.end - 1),
         })
+    }
+
+    /// No piece is larger than this.
+    pub(super) fn in_pieces_of(mut self, most: usize) -> Self {
+        self.piece_most = most.clamp(1, PIECE_MOST);
+        self.piece = self.piece.min(self.piece_most);
+        self
     }
 
     /// How many of how many are done.
@@ -164,9 +173,9 @@ impl Scan {
         };
         let took = since.elapsed();
         if took < PIECE / 2 && range.len() == self.piece {
-            self.piece = (self.piece * 2).min(PIECE_MOST);
+            self.piece = (self.piece * 2).min(self.piece_most);
         } else if took > PIECE * 2 {
-            self.piece = (self.piece / 2).max(BLOCK);
+            self.piece = (self.piece / 2).max(BLOCK.min(self.piece_most));
         }
         self.next = range.end;
         self.stage = match self.stage {

@@ -14,13 +14,21 @@ struct Rig {
     state: Option<State>,
     dir: tempfile::TempDir,
     allow_loss: bool,
+    scan_pace: ScanPace,
 }
 
 impl Rig {
     fn new() -> Self {
         let dir = tempfile::tempdir().expect("temporary directory");
-        let mut rig =
-            Self { store: Arc::default(), target: Arc::default(), engine: None, state: None, dir, allow_loss: false };
+        let mut rig = Self {
+            store: Arc::default(),
+            target: Arc::default(),
+            engine: None,
+            state: None,
+            dir,
+            allow_loss: false,
+            scan_pace: ScanPace::default(),
+        };
         rig.start();
         rig
     }
@@ -31,6 +39,7 @@ impl Rig {
             lanes: 2,
             backoff: Backoff { first: Duration::from_millis(1), most: Duration::from_millis(5) },
             allow_loss: self.allow_loss,
+            scan_pace: self.scan_pace,
             ..super::Options::default()
         };
         let store: Arc<dyn MailStore> = self.store.clone();
@@ -87,7 +96,7 @@ impl Rig {
     }
 }
 
-fn make(content: &mut Content, id: &str, name: &str, messages: u32) {
+pub(super) fn make(content: &mut Content, id: &str, name: &str, messages: u32) {
     let mut mailbox = MailboxSnapshot {
         head: MailboxHead {
             uniqueid: id.into(),
@@ -726,6 +735,46 @@ fn an_annotation_that_follows_its_mailbox_late_is_not_missed() {
         let held = rig.target.held.lock().expect("lock");
         assert_eq!(held.mailboxes[&MboxName::from("shared.b")].annotations, annotations);
     }
+}
+
+#[test]
+fn what_interrupts_a_scan_costs_no_second_look() {
+    let rig = Rig::new();
+    rig.store.change(|content| (0..5).for_each(|n| make(content, &format!("i{n}"), &format!("user.u{n}"), 1)));
+    rig.engine().scan();
+    rig.sync();
+    let (before, failing) = rig.store.change(|content| {
+        content.quotas_fail = 2;
+        (content.marks, content.mailboxes.len())
+    });
+    rig.engine().scan();
+    let (marks, left) = rig.store.change(|content| (content.marks - before, content.quotas_fail));
+    assert_eq!((marks, left), (failing, 0), "each mailbox once, and the scan came to its end");
+}
+
+#[test]
+fn a_scan_keeps_its_rate_and_notices_get_between() {
+    let mut rig = Rig::new();
+    rig.store.change(|content| (0..12).for_each(|n| make(content, &format!("i{n:02}"), &format!("shared.u{n:02}"), 1)));
+    rig.engine().scan();
+    rig.sync();
+    rig.engine.take().expect("runs").stop(Duration::from_secs(5));
+    rig.state = None;
+    rig.scan_pace = ScanPace { per_second: 4, busy_percent: 0 };
+    rig.start();
+    let since = Instant::now();
+    let scanned = rig.engine().begin_scan();
+    rig.store.change(|content| append(content.mailboxes.get_mut(&UniqueId::from("i11")).expect("is there")));
+    rig.notice(DirtyKey::Mailbox(MailboxRef::Id("i11".into())));
+    let arrives =
+        || rig.target.held.lock().expect("lock").mailboxes[&MboxName::from("shared.u11")].head.last_uid.0 == 2;
+    while !arrives() {
+        assert!(since.elapsed() < Duration::from_secs(20), "{:?}", rig.engine().stats());
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    assert!(scanned.try_recv() == Err(mpsc::TryRecvError::Empty), "the change did not wait for the scan");
+    let _ = scanned.recv();
+    assert!(since.elapsed() >= Duration::from_millis(2500), "{:?} for 12 mailboxes", since.elapsed());
 }
 
 /// Without the look at the list before a partial scan, what changed elsewhere would be taken for known.

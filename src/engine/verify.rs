@@ -1,7 +1,9 @@
 //! Both sides compared, mailbox by mailbox, through the replica's own words. Nothing is changed on either.
 
 use super::held::{guid_of, why_not};
+use super::pace::Pace;
 use super::queue::Lane;
+use super::scrub::Found;
 use super::{diff, loss};
 use crate::model::{
     Capabilities, Disposition, Listing, MailStore, MailboxEntry, MailboxSnapshot, MailboxView, MboxName, Replica,
@@ -11,7 +13,7 @@ use crate::state::ReplicaState;
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 /// One thing that is not the same on both sides.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -102,7 +104,7 @@ pub fn verify(
         state,
         source,
         extent,
-        begun: Instant::now(),
+        pace: Pace::new(extent.rate),
         report: VerifyReport::default(),
     };
     let total = all.len();
@@ -125,7 +127,7 @@ struct Verifier<'a> {
     state: Option<&'a ReplicaState>,
     source: Arc<Listing>,
     extent: Extent<'a>,
-    begun: Instant,
+    pace: Pace,
     report: VerifyReport,
 }
 
@@ -275,13 +277,13 @@ impl Verifier<'_> {
         let bodies = self.store.bodies(entry)?;
         for record in snapshot.records.iter().filter(|record| !record.is_expunged()) {
             let object = format!("{} UID {}", entry.name, record.uid.0);
-            if let Some(reason) = why_not(&*bodies, record) {
-                let now = self.store.mailbox(entry)?.map(|now| now.records).unwrap_or_default();
-                if !now.iter().any(|now| now.uid == record.uid && !now.is_expunged()) {
+            match super::scrub::look(self.store, entry, &*bodies, record)? {
+                Found::Whole => {}
+                Found::Gone => continue,
+                Found::Damaged(reason) => {
+                    self.report.unreadable.push((object, reason));
                     continue;
                 }
-                self.report.unreadable.push((object, reason));
-                continue;
             }
             self.hashed(record.size);
             if self.extent.depth < Depth::BothBodies {
@@ -304,9 +306,8 @@ impl Verifier<'_> {
     /// Counts what was read, and waits where that was too fast.
     fn hashed(&mut self, bytes: u64) {
         self.report.hashed_bytes += bytes;
-        let Some(rate) = self.extent.rate.filter(|rate| *rate > 0) else { return };
-        let due = Duration::from_secs_f64(self.report.hashed_bytes as f64 / rate as f64);
-        std::thread::sleep(due.saturating_sub(self.begun.elapsed()));
+        let until = self.pace.spend(bytes);
+        std::thread::sleep(until.saturating_duration_since(Instant::now()));
     }
 
     fn quotas(

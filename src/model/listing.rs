@@ -63,6 +63,11 @@ impl Listing {
             .filter(move |entry| rest(entry).is_none_or(|byte| byte == b'.'))
     }
 
+    /// This one, if there is one of that name, and all that come after it by name.
+    pub fn from(&self, name: &MboxName) -> impl Iterator<Item = &Arc<MailboxEntry>> {
+        self.by_name.from(name).map(|(_, entry)| entry)
+    }
+
     /// All whose names begin so, by name.
     pub fn beginning_with(&self, start: MboxName) -> impl Iterator<Item = &Arc<MailboxEntry>> {
         let all = self.by_name.from(&start).map(|(_, entry)| entry);

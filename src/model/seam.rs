@@ -144,6 +144,11 @@ pub trait BodySource: Sync {
         true
     }
 
+    /// Where an admin finds it; `None` where that is no file.
+    fn place(&self, _uid: Uid) -> Option<String> {
+        None
+    }
+
     /// The place where bodies are kept is there; otherwise nothing follows from one that is missing.
     fn is_there(&self) -> bool {
         true

@@ -338,6 +338,12 @@ impl BodySource for SpoolBodies {
         Ok(Body { size, reader: Box::new(file) })
     }
 
+    fn place(&self, uid: Uid) -> Option<String> {
+        let paths = self.paths(uid);
+        let path = paths.iter().find(|path| path.exists()).or(paths.first());
+        path.map(|path| path.display().to_string())
+    }
+
     fn is_there(&self) -> bool {
         self.dirs.iter().any(|dir| dir.is_dir())
     }
