@@ -9,6 +9,8 @@ mod deep;
 mod deleted;
 #[path = "push/listing.rs"]
 mod listing;
+#[path = "push/options.rs"]
+mod options;
 #[path = "push/spoiled.rs"]
 mod spoiled;
 #[path = "push/untouched.rs"]

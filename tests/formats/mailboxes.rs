@@ -79,7 +79,7 @@ fn check_mailbox(compared: &mut Compared, store: &Store, name: &str, text: &str,
             ("Highest Mod Sequence:", head.highestmodseq.0.to_string()),
         ],
     );
-    assert_eq!(line(top, "Mailbox Options:").contains("POP3_NEW_UIDL"), head.option_bits & 1 != 0, "{at}");
+    assert_eq!(line(top, "Mailbox Options:").contains("POP3_NEW_UIDL"), head.options().0 & 1 != 0, "{at}");
     if head.minor_version >= 12 {
         assert_eq!(head.header_file_crc, header_file.file_crc, "{at}");
     }

@@ -308,6 +308,9 @@ fn a_mailbox_of_a_real_server() {
     assert_eq!((header.uidvalidity, header.highestmodseq.0, header.exists), (1_795_492_082, 8, 1));
     assert_eq!((header.sync_crcs.basic, header.sync_crcs.annot), (0xd325_5e35, 0x50c6_a7cf));
     assert_eq!(header.options().letters(), "P");
+    // Every release puts the P on what it reads of a mailbox without messages.
+    let options = |option_bits, exists| index::IndexHeader { option_bits, exists, ..header.clone() }.options();
+    assert_eq!([options(4, 1).letters(), options(4, 0).letters(), options(0, 0).letters()], ["S", "PS", "P"]);
     let records = index::parse_records(&header, &bytes).expect("parses");
     let record = &records[0];
     assert_eq!((record.internaldate, record.size, record.user_flags), (760_686_745, 167, 3));

@@ -91,7 +91,7 @@ pub struct IndexHeader {
     pub deleted: u32,
     pub answered: u32,
     pub flagged: u32,
-    /// All bits as stored; [`IndexHeader::options`] gives those that replicate.
+    /// All bits as stored; [`IndexHeader::options`] gives those that replicate, as the server reads them.
     pub option_bits: u32,
     pub leaked_cache_records: u32,
     /// At least 1: Cyrus reads 0, and no field at all, as 1.
@@ -143,8 +143,11 @@ pub struct IndexRecord {
 impl IndexHeader {
     const MAILBOX_DELETED: u32 = 0x8000_0000;
 
+    /// Options that replicate, as every release reads them: a mailbox without a message has the new UIDLs of POP3, whatever
+    /// is stored (`mailbox_buf_to_index_header` in 2.3 to 3.12).
     pub fn options(&self) -> Options {
-        Options::from_index(self.option_bits)
+        let empty = if self.exists == 0 { Options::POP3_NEW_UIDL } else { 0 };
+        Options::from_index(self.option_bits | empty)
     }
 
     /// The mailbox is being removed: treat it as gone.
