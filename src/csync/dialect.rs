@@ -18,6 +18,16 @@ pub enum Generation {
     Spooltap,
 }
 
+/// How an annotation is taken from a server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unannotation {
+    Command,
+    /// UNANNOTATION kills the server process; the value `NIL` removes (2.4, whatever the case of its letters).
+    Nil,
+    /// A server of which one of both is true, and nobody knows which.
+    Never,
+}
+
 /// How to speak to one generation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Dialect {
@@ -32,14 +42,16 @@ pub struct Dialect {
     pub sieve_replace: bool,
     /// How it spells the LIMIT of a quota root without one.
     pub unlimited: u64,
-    /// UNANNOTATION kills the server process.
-    pub unannotation: bool,
+    pub unannotation: Unannotation,
     /// Letters of mailboxes that may be sent to it; from 3.6 on an unknown one kills the process. Letters of what is no
     /// mailbox of the source's own (`r`, `m`, `z`) or none at all any more (`d`) are nobody's: 3.6.1 dies of the one and
     /// buries a live mailbox under the other.
     pub mbtypes: &'static str,
     /// A longer value ends the connection (`maxliteral` and its default, 3.4.8 and later).
     pub max_literal: usize,
+    /// A longer value of an annotation that travels alone is written over the end of a buffer (2.4: 4096 bytes for value,
+    /// content type and two numbers).
+    pub max_annotation: usize,
     /// Can be asked for a mailbox by its uniqueid.
     pub uniqueids: bool,
     /// After a request it cannot parse it finds the beginning of the next one; others take the rest of a file for commands.
@@ -48,6 +60,8 @@ pub struct Dialect {
     pub compiles_sieve: bool,
     /// Its own user ids have `^` for a dot, as its imapd calls the users' files (`jane^doe.sub`).
     pub carets: bool,
+    /// GET USER lists deleted mailboxes even where it deletes at once, and what there is of a user without an INBOX.
+    pub lists_all: bool,
     /// Sieve scripts live in a mailbox below INBOX, whatever the commands are that bring them.
     pub sieve_in_mailbox: bool,
 }
@@ -62,13 +76,15 @@ const fn row(generation: Generation) -> Dialect {
         intermediates: true,
         sieve_replace: false,
         unlimited: u32::MAX as u64,
-        unannotation: true,
+        unannotation: Unannotation::Command,
+        max_annotation: usize::MAX,
         mbtypes: "acbspfin",
         max_literal: 131_072,
         uniqueids: true,
         skips_what_it_cannot_parse: true,
         compiles_sieve: true,
         carets: false,
+        lists_all: true,
         sieve_in_mailbox: true,
     }
 }
@@ -98,7 +114,7 @@ const fn oldest(generation: Generation) -> Dialect {
 
 /// What 2.4 and 2.5 have in common.
 const fn two(generation: Generation) -> Dialect {
-    Dialect { compiles_sieve: false, carets: true, mbtypes: "acn", ..oldest(generation) }
+    Dialect { compiles_sieve: false, carets: true, lists_all: false, mbtypes: "acn", ..oldest(generation) }
 }
 
 const ROWS: [Dialect; 10] = [
@@ -106,7 +122,8 @@ const ROWS: [Dialect; 10] = [
         annot_crc: AnnotCrc::None,
         annotations_inside: false,
         unlimited: u64::MAX,
-        unannotation: false,
+        unannotation: Unannotation::Nil,
+        max_annotation: 4000,
         mbtypes: "",
         ..two(Generation::V24)
     },
@@ -148,6 +165,8 @@ impl Dialect {
             keeps_savedate: self.savedate,
             message_annotations: self.annotations_inside,
             quota_resources: self.generation >= Generation::V25,
+            keeps_options: self.generation >= Generation::V25,
+            lists_all: self.lists_all,
         }
     }
 }
@@ -211,14 +230,14 @@ mod tests {
         for row in ROWS {
             assert_eq!(Dialect::of(row.generation), row);
         }
-        assert!(!Dialect::of(Generation::V24).unannotation);
+        assert_eq!(Dialect::of(Generation::V24).unannotation, Unannotation::Nil);
         for version in ["2.4.22", "2.5.17", "3.0.18", "3.2.12", "3.4.9", "3.6.7", "3.8.6", "3.10.3", "3.12.3"] {
             let generation = generation_of(&format!("* OK b.example Cyrus sync server {version}")).expect("known");
             let row = Dialect::of(generation);
             let number = format!("{generation:?}").replacen('V', "", 1);
             assert_eq!(version.replace('.', "").get(..number.len()), Some(&*number));
             let two = generation <= Generation::V25;
-            assert_eq!([row.carets, !row.compiles_sieve], [two; 2], "{version}");
+            assert_eq!([row.carets, !row.compiles_sieve, !row.lists_all], [two; 3], "{version}");
             let new = generation >= Generation::V32;
             assert_eq!([row.since, row.savedate, row.intermediates, row.uniqueids], [new; 4], "{version}");
             assert!(!row.mbtypes.contains(['r', 'm', 'z', 'd']), "{version}");

@@ -28,4 +28,4 @@ pub mod transport;
 #[cfg(test)]
 mod recorded;
 
-pub use dialect::{Dialect, Generation};
+pub use dialect::{Dialect, Generation, Unannotation};

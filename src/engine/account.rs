@@ -4,10 +4,30 @@
 use super::push::{JobError, Pusher};
 use super::queue::{Item, Lane};
 use super::{diff, loss, scripts};
-use crate::model::{MailboxEntry, MailboxHead, QuotaRoot, Step, UniqueId, UserId, UserPart};
+use crate::model::{
+    AccountView, Capabilities, MailboxEntry, MailboxHead, MboxName, QuotaRoot, Replica, ReplicaError, Step, UniqueId,
+    UserId, UserPart,
+};
 use crate::state::UserReceipt;
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 use std::time::Instant;
+
+/// What the replica has of a user, those of these names included that it does not list by itself.
+pub(super) fn view_user(
+    session: &mut dyn Replica,
+    caps: &Capabilities,
+    user: &UserId,
+    names: impl FnOnce() -> BTreeSet<MboxName>,
+) -> Result<AccountView, ReplicaError> {
+    let mut view = session.view_user(user)?;
+    if caps.lists_all {
+        return Ok(view);
+    }
+    let listed: HashSet<&MboxName> = view.mailboxes.iter().map(|view| &view.head.name).collect();
+    let others: Vec<MboxName> = names().into_iter().filter(|name| !listed.contains(name)).collect();
+    view.mailboxes.extend(session.view_mailboxes(&others)?);
+    Ok(view)
+}
 
 impl Pusher<'_> {
     pub(super) fn quota(&mut self, root: &QuotaRoot, seen_at: Instant) -> Result<(), JobError> {

@@ -77,6 +77,9 @@ pub fn reduce(snapshot: &mut MailboxSnapshot, caps: &Capabilities) {
     if !caps.message_annotations {
         snapshot.records.iter_mut().for_each(|record| record.annotations.clear());
     }
+    if !caps.keeps_options {
+        snapshot.head.pop3_show_after = 0;
+    }
     if !caps.keeps_savedate {
         for record in &mut snapshot.records {
             record.savedate = 0;

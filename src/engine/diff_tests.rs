@@ -11,6 +11,8 @@ const CAPS: Capabilities = Capabilities {
     keeps_savedate: true,
     message_annotations: true,
     quota_resources: true,
+    keeps_options: true,
+    lists_all: true,
 };
 
 /// `"uid:modseq:flags:guid"`, flags out of `S` seen, `F` flagged, `X` expunged, `-` none.

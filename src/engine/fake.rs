@@ -15,6 +15,8 @@ pub(super) const CAPS: Capabilities = Capabilities {
     keeps_savedate: true,
     message_annotations: true,
     quota_resources: true,
+    keeps_options: true,
+    lists_all: true,
 };
 
 #[derive(Default)]
@@ -200,14 +202,14 @@ pub(super) struct Held {
     pub refuse: BTreeSet<MboxName>,
     /// Makes what is missing above a new mailbox, and loses a user's data when the INBOX is a new one, as 3.6 does.
     pub modern: bool,
+    /// Takes and lists what a 2.4 does.
+    pub old: bool,
 }
 
 #[derive(Default)]
 pub(super) struct FakeTarget {
     pub held: Arc<Mutex<Held>>,
     pub opened: AtomicUsize,
-    /// Can hold what a 2.4 can.
-    pub old: std::sync::atomic::AtomicBool,
 }
 
 pub(super) struct FakeSession(Arc<Mutex<Held>>);
@@ -223,8 +225,15 @@ impl ReplicaTarget for FakeTarget {
     }
 
     fn capabilities(&self) -> Capabilities {
-        let new = !self.old.load(Ordering::Relaxed);
-        Capabilities { message_annotations: new, keeps_savedate: new, quota_resources: new, ..CAPS }
+        let new = !self.held.lock().expect("lock").old;
+        Capabilities {
+            message_annotations: new,
+            keeps_savedate: new,
+            quota_resources: new,
+            keeps_options: new,
+            lists_all: new,
+            ..CAPS
+        }
     }
 }
 
@@ -321,6 +330,12 @@ impl Held {
             records.insert(record.uid, record.clone());
         }
         let mut view = update.confirmed_view();
+        if self.old {
+            view.head.pop3_show_after = 0;
+            if self.mailboxes.contains_key(&head.name) {
+                view.head.options = old.head.options;
+            }
+        }
         view.records = Some(records.into_values().collect());
         view.user_flags = update.user_flags.clone();
         let crcs = Self::crcs(&view);
@@ -416,7 +431,12 @@ impl Held {
 impl Replica for FakeSession {
     fn view_user(&mut self, user: &UserId) -> Result<AccountView, ReplicaError> {
         let held = self.0.lock().expect("lock");
-        let mailboxes = held.mailboxes.values().filter(|view| owner(&view.head.name).as_ref() == Some(user));
+        let listed =
+            |name: &MboxName| !held.old || name.owner().is_some() && held.mailboxes.contains_key(&user.inbox());
+        let mailboxes = held
+            .mailboxes
+            .values()
+            .filter(|view| owner(&view.head.name).as_ref() == Some(user) && listed(&view.head.name));
         let quotas =
             held.quotas.iter().filter(|(root, _)| owner(&MboxName::new(root.as_bytes())).as_ref() == Some(user));
         Ok(AccountView {

@@ -10,11 +10,14 @@ pub fn of_mailbox(snapshot: &MailboxSnapshot, caps: &Capabilities) -> Option<Str
     let annotated = if caps.message_annotations { 0 } else { count(&|record| !record.annotations.is_empty()) };
     let saved = if caps.keeps_savedate { 0 } else { count(&|record| record.savedate != 0) };
     let lost = [(annotated, "annotations"), (saved, "dates of saving")];
-    let lost: Vec<String> = lost
+    let mut lost: Vec<String> = lost
         .iter()
         .filter(|(count, _)| *count > 0)
         .map(|(count, what)| format!("{what} of {count} messages"))
         .collect();
+    if !caps.keeps_options && snapshot.head.pop3_show_after != 0 {
+        lost.push("date of pop3showafter".to_owned());
+    }
     (!lost.is_empty()).then(|| lost.join(" and "))
 }
 

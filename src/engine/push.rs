@@ -3,7 +3,7 @@
 
 use super::names::entries_in;
 use super::queue::{Item, Job, Lane, Outcome};
-use super::{Event, Shared};
+use super::{Event, Shared, account};
 use crate::model::{
     Body, BodyRef, BodySource, Capabilities, Disposition, Listing, MailStore, MailboxView, MboxName, ModSeq, QuotaRoot,
     Replica, ReplicaError, Step, StoreError, UniqueId, UserId, UserMeta, UserPart,
@@ -228,15 +228,16 @@ impl<'a> Pusher<'a> {
     /// Learns what the replica has in a lane. Mailboxes the source knows nothing of are strays: reported, never removed.
     pub(super) fn prime(&mut self, lane: &Lane) -> Result<(), JobError> {
         let prefix = self.store().deleted_prefix();
+        let all = || -> BTreeSet<MboxName> {
+            let names = entries_in(&self.source, lane, prefix).into_iter().map(|entry| entry.name.clone());
+            let known = self.shared.names().in_lane(lane);
+            let begun = self.shared.state.begun_names().into_iter().filter(|name| Lane::of(name, prefix) == *lane);
+            names.chain(known).chain(begun).collect()
+        };
         let view = match lane {
-            Lane::User(user) => self.session.view_user(user)?,
+            Lane::User(user) => account::view_user(self.session, &self.caps, user, all)?,
             Lane::Shared(_) => {
-                let names: Vec<MboxName> =
-                    entries_in(&self.source, lane, prefix).into_iter().map(|entry| entry.name.clone()).collect();
-                let known = self.shared.names().in_lane(lane);
-                let begun = self.shared.state.begun_names().into_iter().filter(|name| Lane::of(name, prefix) == *lane);
-                let all: BTreeSet<MboxName> = names.into_iter().chain(known).chain(begun).collect();
-                let mailboxes = self.session.view_mailboxes(&all.into_iter().collect::<Vec<_>>())?;
+                let mailboxes = self.session.view_mailboxes(&all().into_iter().collect::<Vec<_>>())?;
                 crate::model::AccountView { mailboxes, ..Default::default() }
             }
             Lane::Server => Default::default(),

@@ -668,7 +668,7 @@ fn act(rig: &mut Rig, change: &Change, fresh: &mut u32) {
 #[test]
 fn what_an_older_replica_cannot_hold_is_refused_until_it_is_allowed() {
     let mut rig = Rig::new();
-    rig.target.old.store(true, Ordering::Relaxed);
+    rig.target.held.lock().expect("lock").old = true;
     rig.store.change(|content| {
         make(content, "i1", "user.u1", 2);
         make(content, "i2", "user.u2", 2);
@@ -710,6 +710,45 @@ fn what_an_older_replica_cannot_hold_is_refused_until_it_is_allowed() {
     assert!(records.len() == 2 && records.iter().all(|record| record.annotations.is_empty() && record.savedate == 0));
     let limits = &held.quotas[&QuotaRoot::new(b"user.u1")].limits;
     assert_eq!(limits.keys().collect::<Vec<_>>(), [&QuotaResource::Storage]);
+}
+
+#[test]
+fn what_an_older_replica_does_not_list_is_asked_for_and_what_it_does_not_take_is_told() {
+    let mut rig = Rig::new();
+    rig.target.held.lock().expect("lock").old = true;
+    rig.store.change(|content| {
+        make(content, "i", "user.a", 1);
+        make(content, "gone", "DELETED.user.a.x.5", 2);
+    });
+    rig.sync();
+    let verified = |rig: &Rig| {
+        let (caps, mut session) = (rig.target.capabilities(), rig.target.open().expect("opens"));
+        let extent = super::Extent::default();
+        super::verify(&*rig.store, &mut *session, &caps, None, extent, &mut |_, _| ()).expect("verifies")
+    };
+    let report = verified(&rig);
+    assert!(report.differences.is_empty() && report.not_held.is_empty() && report.mailboxes == 2, "{report:?}");
+
+    // A state that was lost: nothing is sent again.
+    rig.engine.take().expect("runs").stop(Duration::from_secs(5));
+    rig.state = None;
+    rig.dir = tempfile::tempdir().expect("temporary directory");
+    rig.start();
+    rig.engine().scan();
+    rig.sync();
+    rig.assert_equal();
+    assert_eq!(rig.target.held.lock().expect("lock").bodies_received, 3);
+
+    rig.store.change(|content| {
+        let head = &mut content.mailboxes.get_mut(&UniqueId::from("i")).expect("is there").head;
+        (head.options.0, head.highestmodseq.0) = (5, head.highestmodseq.0 + 1);
+    });
+    rig.sync();
+    rig.assert_equal();
+    let report = verified(&rig);
+    assert!(report.differences.is_empty(), "{report:?}");
+    let told = "changed options: source \"PS\", replica \"\", as the mailbox was made there";
+    assert_eq!(report.not_held, [("user.a".to_owned(), told.to_owned())]);
 }
 
 #[test]

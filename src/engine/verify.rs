@@ -4,7 +4,7 @@ use super::held::{guid_of, why_not};
 use super::pace::Pace;
 use super::queue::Lane;
 use super::scrub::Found;
-use super::{diff, loss};
+use super::{account, diff, loss};
 use crate::model::{
     Capabilities, Disposition, Listing, MailStore, MailboxEntry, MailboxSnapshot, MailboxView, MboxName, Replica,
     ReplicaError, StoreError, SystemFlags, UniqueId, UserPart,
@@ -158,7 +158,8 @@ impl Verifier<'_> {
         let view = match lane {
             Lane::User(user) => {
                 self.report.users += 1;
-                self.session.view_user(user)?
+                let names = || entries.iter().map(|entry| entry.name.clone()).collect();
+                account::view_user(self.session, self.caps, user, names)?
             }
             _ => {
                 let names: Vec<MboxName> = entries.iter().map(|entry| entry.name.clone()).collect();
@@ -226,6 +227,12 @@ impl Verifier<'_> {
         let fields = diff::head_differences(&snapshot, theirs);
         for field in &fields {
             let (mine, other) = (field_text(&snapshot, field), view_text(theirs, field));
+            if *field == "OPTIONS" && !self.caps.keeps_options {
+                let text =
+                    format!("changed options: source {mine:?}, replica {other:?}, as the mailbox was made there");
+                self.report.not_held.push((name.to_string(), text));
+                continue;
+            }
             self.differ(lane, &name, field, mine, other);
         }
         let crcs = diff::crcs(&snapshot, self.caps);

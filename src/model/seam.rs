@@ -318,6 +318,10 @@ pub struct Capabilities {
     pub message_annotations: bool,
     /// Can limit other things than storage.
     pub quota_resources: bool,
+    /// Takes changed options of a mailbox, not only those it was made with, and the date of POP3_SHOW_AFTER.
+    pub keeps_options: bool,
+    /// The view of a user has all his mailboxes in it. Else the deleted ones may be missing, and all of them without an INBOX.
+    pub lists_all: bool,
 }
 
 /// Which rule the annotation checksum follows.

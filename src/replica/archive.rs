@@ -44,6 +44,8 @@ impl ReplicaTarget for ArchiveTarget {
             keeps_savedate: true,
             message_annotations: true,
             quota_resources: true,
+            keeps_options: true,
+            lists_all: true,
         }
     }
 }

@@ -2,7 +2,7 @@
 //! classic internal names, UIDs as keys. Reading it changes nothing (EXAMINE, BODY.PEEK).
 
 use super::cyrus::{ADMIN, CyrusServer};
-use super::imap::{Imap, Reply, Token, quote};
+use super::imap::{Imap, Line, Reply, Token, quote};
 use super::names::Names;
 use anyhow::{Context, bail};
 use serde_json::{Map, Value, json};
@@ -62,8 +62,9 @@ impl<'a> Viewer<'a> {
         let names = &self.names.clone();
         let (server, users) = (self.server, users.iter().map(AsRef::as_ref));
         let mut admin = self.session(ADMIN)?;
+        let ask = ask_annotations(&capabilities(&mut admin)?);
         admin.send("LIST \"\" *");
-        admin.send("GETMETADATA (DEPTH infinity) \"\" (/shared /private)");
+        admin.send(ask("\"\""));
         let listed = listed("LIST", &admin.receive()?, names, ADMIN, true);
         let mut server_annotations = annotations(&admin.receive()?);
         // Free space and counters, made up when asked.
@@ -190,13 +191,26 @@ const ITEMS: &str = "UID FLAGS INTERNALDATE RFC822.SIZE MODSEQ BODY.PEEK[]";
 /// 2.4 does not know it.
 const ANNOTATIONS: &str = " ANNOTATION (/* (value.priv value.shared))";
 
+fn capabilities(session: &mut Imap) -> anyhow::Result<String> {
+    Ok(session.ok("CAPABILITY")?.lines.iter().map(Line::text).collect())
+}
+
+/// How all annotations of a mailbox are asked for; 2.4 has no METADATA.
+fn ask_annotations(capabilities: &str) -> fn(&str) -> String {
+    match capabilities.contains("METADATA") {
+        true => |name| format!("GETMETADATA (DEPTH infinity) {name} (/shared /private)"),
+        false => |name| format!("GETANNOTATION {name} \"*\" (\"value.priv\" \"value.shared\")"),
+    }
+}
+
 /// As many mailboxes at a time as the sockets hold commands for: the server reads none while it writes an answer.
 const AHEAD: usize = 100;
 
 fn mailboxes(session: &mut Imap, listed: &[&Listed], names: &Names) -> anyhow::Result<Value> {
     let mut out = Map::new();
-    let known = session.ok("CAPABILITY")?.lines.iter().any(|line| line.text().contains("ANNOTATE-EXPERIMENT"));
-    let annotations = if known { ANNOTATIONS } else { "" };
+    let capabilities = capabilities(session)?;
+    let annotations = if capabilities.contains("ANNOTATE-EXPERIMENT") { ANNOTATIONS } else { "" };
+    let ask = ask_annotations(&capabilities);
     for listed in listed.chunks(AHEAD) {
         for mailbox in listed {
             let name = mailbox.quoted();
@@ -205,7 +219,7 @@ fn mailboxes(session: &mut Imap, listed: &[&Listed], names: &Names) -> anyhow::R
             session.send(format!("STATUS {name} (RECENT UNSEEN)"));
             session.send(format!("GETACL {name}"));
             session.send(format!("GETQUOTAROOT {name}"));
-            session.send(format!("GETMETADATA (DEPTH infinity) {name} (/shared /private)"));
+            session.send(ask(&name));
         }
         for mailbox in listed {
             let answers = Answers {
@@ -356,6 +370,12 @@ fn quota_roots(quota: &Reply, names: &Names, login: &str) -> Value {
 /// `{entry: {"shared" | "priv": value}}`.
 fn annotations(metadata: &Reply) -> Map<String, Value> {
     let mut out = Map::new();
+    let mut put = |scope: &str, entry: &str, value: &Token| {
+        if *value != Token::Nil {
+            let values = out.entry(entry.to_owned()).or_insert_with(|| json!({}));
+            values[scope] = value.text().into();
+        }
+    };
     for tokens in metadata.all("METADATA") {
         for (entry, value) in tokens.last().into_iter().flat_map(Token::pairs) {
             let entry = entry.text();
@@ -364,10 +384,13 @@ fn annotations(metadata: &Reply) -> Map<String, Value> {
                 (_, Some(entry)) => ("priv", entry),
                 _ => continue,
             };
-            if *value != Token::Nil {
-                let values = out.entry(entry.to_owned()).or_insert_with(|| json!({}));
-                values[scope] = value.text().into();
-            }
+            put(scope, entry, value);
+        }
+    }
+    for tokens in metadata.all("ANNOTATION") {
+        let [_, entry, values] = tokens.as_slice() else { continue };
+        for (scope, value) in values.pairs() {
+            put(scope.text().trim_start_matches("value."), &entry.text(), value);
         }
     }
     out

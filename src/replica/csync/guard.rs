@@ -1,7 +1,7 @@
 //! Requests that make a real `sync_server` die, keep a mode or store garbage are never sent. Each case was seen on running
 //! servers (see `docs/csync.md`). What depends on what the server has just now is looked at in `update` and `steps`.
 
-use crate::csync::Dialect;
+use crate::csync::{Dialect, Unannotation};
 use crate::model::{Annotation, FlagName, MailboxUpdate, MboxName, QuotaLimits, Step, UniqueId, UserId};
 use std::collections::HashSet;
 
@@ -26,8 +26,10 @@ pub(super) fn refuse(step: &Step, dialect: &Dialect) -> Option<String> {
         }
         Step::Unquota { root } => name(&MboxName::new(root.as_bytes())),
         Step::ServerAnnotation(annotation) => annotated("the server", annotation, dialect),
-        Step::RemoveServerAnnotation { .. } => (!dialect.unannotation).then(|| {
-            "removing a server annotation would kill this release of sync_server; remove it there by hand".to_owned()
+        Step::RemoveServerAnnotation { .. } => (dialect.unannotation == Unannotation::Never).then(|| {
+            "removing a server annotation would kill a sync_server 2.4, and this one does not tell its release; remove it \
+             there by hand"
+                .to_owned()
         }),
         Step::SievePut { user: who, name: script, content, .. } => user(who)
             .or_else(|| file(script.as_bytes()))
@@ -130,6 +132,12 @@ fn quota(root: &str, limits: &QuotaLimits) -> Option<String> {
 
 fn annotated(place: &str, annotation: &Annotation, dialect: &Dialect) -> Option<String> {
     let entry = String::from_utf8_lossy(&annotation.entry);
+    let (bytes, most) = (annotation.value.len(), dialect.max_annotation);
+    if bytes > most {
+        return Some(format!(
+            "annotation {entry} of {place}: {bytes} bytes are more than this release has room for ({most})"
+        ));
+    }
     long(&format!("annotation {entry} of {place}"), &annotation.value, dialect)
 }
 
@@ -267,7 +275,12 @@ mod tests {
         assert_eq!(refuse(&put("x", 131_073), &Dialect::of(Generation::V25)), None);
         check("more than a server", new, Step::ServerAnnotation(annotation(131_073)));
         let remove = Step::RemoveServerAnnotation { entry: b"/comment".to_vec(), userid: "".into() };
-        check("would kill", Generation::V24, remove.clone());
-        assert_eq!(refuse(&remove, &Dialect::of(Generation::V25)), None);
+        let unknown = Dialect { unannotation: Unannotation::Never, ..Dialect::of(Generation::V25) };
+        assert!(refuse(&remove, &unknown).expect("refused").contains("would kill"));
+        for generation in [Generation::V24, Generation::V25] {
+            assert_eq!(refuse(&remove, &Dialect::of(generation)), None);
+        }
+        check("more than this release has room for", Generation::V24, Step::ServerAnnotation(annotation(4001)));
+        assert_eq!(refuse(&Step::ServerAnnotation(annotation(4001)), &Dialect::of(Generation::V25)), None);
     }
 }

@@ -5,7 +5,7 @@ use crate::csync::command::{self, Untagged};
 use crate::csync::imap::{Dress, capabilities};
 use crate::csync::tls::refused_ours;
 use crate::csync::transport::Transport;
-use crate::csync::{Dialect, Generation};
+use crate::csync::{Dialect, Generation, Unannotation};
 use crate::model::{
     AccountView, Denial, MailboxView, MboxName, MessageGuid, Partition, ReplicaError, SieveName, SieveScript, Uid,
     UniqueId,
@@ -278,7 +278,8 @@ impl Session {
             }
         }
         // 2.5 or 2.4. The newer one's fields do the older one no harm, but it dies of one command.
-        Ok(Dialect { unannotation: false, ..Dialect::of(Generation::V25) })
+        let max_annotation = Dialect::of(Generation::V24).max_annotation;
+        Ok(Dialect { unannotation: Unannotation::Never, max_annotation, ..Dialect::of(Generation::V25) })
     }
 
     pub(super) fn partition(&self, partition: &Partition) -> Partition {

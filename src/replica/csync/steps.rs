@@ -145,7 +145,9 @@ impl Replica for Session {
             // 3.4 and later leave the rest out for a user without a mailbox.
             account.meta = self.account(&command::get("META", there.as_bytes()))?.meta;
         }
-        self.known(|known| known.users.insert(user.clone()));
+        if self.dialect.lists_all || !account.mailboxes.is_empty() {
+            self.known(|known| known.users.insert(user.clone()));
+        }
         self.complete_sieve(&there, &mut account.meta)?;
         self.annotations_apart(&mut account.mailboxes)?;
         Ok(account)
@@ -233,10 +235,7 @@ impl Replica for Session {
                 other => other,
             },
             Step::ServerAnnotation(annotation) => self.annotation(b"", annotation),
-            Step::RemoveServerAnnotation { entry, userid } => {
-                let fields: [(&str, &[u8]); 3] = [("MBOXNAME", b""), ("ENTRY", entry), ("USERID", userid.as_bytes())];
-                self.line(&command::apply_fields("UNANNOTATION", &fields))
-            }
+            Step::RemoveServerAnnotation { entry, userid } => self.unannotate(b"", entry, userid),
             Step::SievePut { user, name, last_update, content, compiled } => {
                 self.sieve_put(user, name, *last_update, content)?;
                 self.sieve_put_compiled(user, name, *last_update, compiled)

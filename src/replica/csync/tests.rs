@@ -3,8 +3,8 @@
 use super::CsyncTarget;
 use crate::config::{Compress, ReplicaConfig, Secret};
 use crate::model::{
-    Body, BodyRef, BodySource, Disposition, MailboxHead, MailboxUpdate, MessageGuid, ModSeq, Record, Replica,
-    ReplicaError, ReplicaTarget, Step, StoreError, SyncCrcs, Uid,
+    Annotation, Body, BodyRef, BodySource, Disposition, MailboxHead, MailboxUpdate, MessageGuid, ModSeq, Record,
+    Replica, ReplicaError, ReplicaTarget, Step, StoreError, SyncCrcs, Uid,
 };
 use sha1::{Digest, Sha1};
 use std::io::{BufRead, BufReader, Read, Write};
@@ -279,4 +279,36 @@ fn before_3_0_bytecode_comes_along_and_a_dot_in_a_user_is_a_caret() {
     session.apply(&subscribe, &Bodies(Vec::new())).expect("subscribed");
     let account = session.view_user(&"jane.doe".into()).expect("a view");
     assert_eq!(account.mailboxes[0].annotations[0].userid, "jane.doe".into());
+}
+
+/// As a real 2.4.22 takes it: UNANNOTATION would kill it, a value `NIL` removes, and what is not there is `NO`.
+#[test]
+fn an_annotation_is_taken_from_2_4_by_the_value_nil() {
+    let none = ("GET ANNOTATION \"\"", "OK success\r\n");
+    let one =
+        ("GET ANNOTATION \"\"", "* ANNOTATION %(MBOXNAME \"\" ENTRY /comment USERID \"\" VALUE x)\r\nOK success\r\n");
+    let nil = ("APPLY ANNOTATION %(MBOXNAME \"\" ENTRY /comment USERID \"\" VALUE \"NIL\")", "OK success\r\n");
+    let banner = "* SASL PLAIN\r\n* OK r.test Cyrus sync server v2.4.22\r\n";
+    let (target, told) = server(banner, &[LOGIN[0], LOGIN[1], one, nil, none]);
+    let mut session = target.open().expect("a session");
+    let remove = Step::RemoveServerAnnotation { entry: b"/comment".to_vec(), userid: "".into() };
+    for _ in 0..2 {
+        session.apply(&remove, &Bodies(Vec::new())).expect("removed");
+    }
+    drop(session);
+    assert_eq!(told.iter().filter(|line| line.contains("ANNOTATION")).count(), 3);
+}
+
+/// As a real 2.4.22 answers where `annotation_definitions` does not name the entry. It does not mean that we are no admin.
+#[test]
+fn an_annotation_that_nobody_has_defined_stops_nothing_else() {
+    let no = ("APPLY ANNOTATION %(MBOXNAME \"\" ENTRY /vendor/x/y ", "NO Permission denied\r\n");
+    let (target, _told) = server(BANNER, &[LOGIN[0], LOGIN[1], no, ("NOOP", "OK success\r\n")]);
+    let mut session = target.open().expect("a session");
+    let (entry, value) = (b"/vendor/x/y".to_vec(), b"z".to_vec());
+    let set = Step::ServerAnnotation(Annotation { entry, userid: "".into(), value, modseq: ModSeq(0) });
+    let error = session.apply(&set, &Bodies(Vec::new())).expect_err("is not taken");
+    assert_eq!(error.disposition(), Disposition::Quarantine, "{error}");
+    assert!(error.to_string().contains("annotation_definitions"), "{error}");
+    session.ping().expect("goes on");
 }

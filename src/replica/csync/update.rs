@@ -1,10 +1,11 @@
 //! One mailbox: its message files first, checked against their GUIDs, then the mailbox itself.
 
 use super::session::{Session, There};
+use crate::csync::Unannotation;
 use crate::csync::command::{self, Untagged};
 use crate::model::{
-    Annotation, BodyRef, BodySource, Disposition, MailboxUpdate, MailboxView, MessageGuid, ModSeq, Partition, Record,
-    Replica, ReplicaError, StoreError, Uid,
+    Annotation, BodyRef, BodySource, Denial, Disposition, MailboxUpdate, MailboxView, MessageGuid, ModSeq, Partition,
+    Record, Replica, ReplicaError, StoreError, Uid, UserId,
 };
 use sha1::{Digest, Sha1};
 use std::collections::HashSet;
@@ -269,29 +270,61 @@ impl Session {
         Ok(())
     }
 
-    /// 2.4 takes mailbox annotations apart from the mailbox. It cannot be told to remove one: that would kill it.
+    /// 2.4 takes mailbox annotations apart from the mailbox.
     fn annotations_outside(&mut self, update: &MailboxUpdate) -> Result<(), ReplicaError> {
         let name = update.head.name.as_bytes();
         let mut there = self.view_annotations(name)?;
         there.iter_mut().for_each(|annotation| annotation.userid = self.dialect.user_there(&annotation.userid));
+        // One that this server does not take keeps back no other.
+        let mut refused = Ok(());
         for annotation in &update.annotations {
             if !there.iter().any(|other| other.content() == annotation.content()) {
-                self.annotation(name, annotation)?;
+                match self.annotation(name, annotation) {
+                    Err(error @ ReplicaError::Refused(_)) => refused = Err(error),
+                    other => other?,
+                }
             }
         }
-        Ok(())
+        let named = |annotation: &Annotation| (annotation.entry.clone(), annotation.userid.clone());
+        let wanted: HashSet<_> = update.annotations.iter().map(named).collect();
+        for gone in there.into_iter().filter(|annotation| !wanted.contains(&named(annotation))) {
+            self.unannotate(name, &gone.entry, &gone.userid)?;
+        }
+        refused
+    }
+
+    /// Takes an annotation away that may be there.
+    pub(super) fn unannotate(&mut self, name: &[u8], entry: &[u8], userid: &UserId) -> Result<(), ReplicaError> {
+        if self.dialect.unannotation == Unannotation::Command {
+            let fields: [(&str, &[u8]); 3] = [("MBOXNAME", name), ("ENTRY", entry), ("USERID", userid.as_bytes())];
+            return self.line(&command::apply_fields("UNANNOTATION", &fields));
+        }
+        // One that is not there cannot be removed.
+        let here = self.dialect.user_here(userid);
+        let there = self.view_annotations(name)?;
+        if !there.iter().any(|annotation| annotation.entry == entry && annotation.userid == here) {
+            return Ok(());
+        }
+        let (entry, userid, value) = (entry.to_vec(), userid.clone(), b"NIL".to_vec());
+        self.annotation(name, &Annotation { entry, userid, value, modseq: ModSeq(0) })
     }
 
     pub(super) fn annotation(&mut self, name: &[u8], annotation: &Annotation) -> Result<(), ReplicaError> {
-        self.line(&command::apply_fields(
-            "ANNOTATION",
-            &[
-                ("MBOXNAME", name),
-                ("ENTRY", &annotation.entry),
-                ("USERID", annotation.userid.as_bytes()),
-                ("VALUE", &annotation.value),
-            ],
-        ))
+        let fields: [(&str, &[u8]); 4] = [
+            ("MBOXNAME", name),
+            ("ENTRY", &annotation.entry),
+            ("USERID", annotation.userid.as_bytes()),
+            ("VALUE", &annotation.value),
+        ];
+        match self.line(&command::apply_fields("ANNOTATION", &fields)) {
+            // Who is no admin was found out before. A server says the same of an entry that nobody has defined.
+            Err(ReplicaError::Denied(Denial::NotAdmin, _)) => Err(ReplicaError::Refused(format!(
+                "annotation {}: this server does not take it; name it in its annotation_definitions (from 2.5 on \
+                 annotation_allow_undefined: yes does, too)",
+                String::from_utf8_lossy(&annotation.entry)
+            ))),
+            other => other,
+        }
     }
 }
 

@@ -114,6 +114,8 @@ impl ReplicaTarget for CyrusDirTarget {
             keeps_savedate: true,
             message_annotations: true,
             quota_resources: true,
+            keeps_options: true,
+            lists_all: true,
         }
     }
 }
