@@ -373,7 +373,7 @@ impl Mutants<'_> {
 
     fn blank(&mut self, out: &mut Vec<u8>) {
         const BLANKS: &[&[u8]] = &[b"  ", b"\t", b"\r\n", b"\n", b" \r\n ", b""];
-        out.extend_from_slice(if self.rng.below(200) == 0 { self.rng.pick(BLANKS) } else { b" " });
+        out.extend_from_slice(if self.rng.below(200) == 0 { self.rng.pick::<&[u8]>(BLANKS) } else { b" " });
     }
 
     /// Now and then a byte is another one, is missing, or the line ends early.
