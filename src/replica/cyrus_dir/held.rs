@@ -256,7 +256,9 @@ impl Held {
         if gaps(self.index.last_uid, self.records.len()) > had_gaps {
             self.index.deletedmodseq = head.highestmodseq;
         }
-        let message_notes = self.records.iter().flat_map(|found| &found.record.annotations);
+        // Those of expunged messages are there and do not count.
+        let live = self.records.iter().map(|found| &found.record).filter(|record| !record.is_expunged());
+        let message_notes = live.flat_map(|record| &record.annotations);
         let all_notes = message_notes.chain(&change.annotations);
         self.index.quota_annot_used = all_notes.map(|note| note.value.len() as u64).sum();
         self.set_head(head);

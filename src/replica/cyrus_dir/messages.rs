@@ -99,7 +99,7 @@ pub(super) fn stage<'a>(
             return Err(DirError::Changed(format!("the body {} is not here", record.guid)));
         };
         known.insert(record.guid, path);
-        staged.facts.insert(record.uid, facts);
+        staged.facts.insert(record.uid, facts.dated(record.internaldate));
         let when = SystemTime::UNIX_EPOCH + Duration::from_secs(record.internaldate.max(0).unsigned_abs());
         let last = staged.files.last().map(|(_, path)| path.clone()).unwrap_or_default();
         File::open(&last).and_then(|file| file.set_modified(when)).map_err(|error| DirError::io(&last, error))?;
@@ -222,6 +222,23 @@ impl Checked {
         let sentdate = sent.day.and_then(local_midnight).unwrap_or(0);
         Facts { header_size: u32::try_from(header_size).unwrap_or(u32::MAX), sentdate, gmtime: sent.gmtime }
     }
+}
+
+impl Facts {
+    /// A message that does not say when it was sent, was sent when it came: so a server fills in the record.
+    fn dated(self, internaldate: i64) -> Self {
+        let gmtime = if self.gmtime == 0 { internaldate } else { self.gmtime };
+        let day = || Some(local_midnight(day_of(internaldate)?)?.max(0));
+        let sentdate = if self.sentdate == 0 { day().unwrap_or(0) } else { self.sentdate };
+        Self { gmtime, sentdate, ..self }
+    }
+}
+
+/// The day of a time, by the clock of this machine.
+fn day_of(seconds: i64) -> Option<(i32, u32, u32)> {
+    use chrono::{Datelike, TimeZone};
+    let time = chrono::Local.timestamp_opt(seconds, 0).single()?;
+    Some((time.year(), time.month(), time.day()))
 }
 
 /// Where the body begins; `from` is where to look first.
