@@ -10,11 +10,12 @@ use super::util::cyrus::Options;
 use super::util::diff::Exception;
 use super::util::imap::{Imap, text};
 use super::util::{CyrusServer, Spooltap, Store, cyrus, diff, snapshot, store};
+use anyhow::Context;
 use spooltap::model::*;
 use spooltap::replica::CyrusDirTarget;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Output;
+use std::process::{Command, Output};
 use std::sync::Mutex;
 
 /// A server that is not started, and a directory below its own for the store it will be started on.
@@ -27,6 +28,13 @@ impl Place {
     pub fn new(options: Options) -> anyhow::Result<Self> {
         let server = CyrusServer::prepare(options)?;
         Ok(Self { server, state: tempfile::Builder::new().prefix("spooltap-dir-").tempdir()? })
+    }
+
+    /// With a copy of a store that lies elsewhere.
+    pub fn with_copy(options: Options, store: &Path) -> anyhow::Result<Self> {
+        let place = Self::new(options)?;
+        copy_store(store, &place.dir())?;
+        Ok(place)
     }
 
     pub fn dir(&self) -> PathBuf {
@@ -76,6 +84,16 @@ impl Place {
         found.extend(said.map(|line| format!("quota: {line}")));
         Ok(found)
     }
+}
+
+/// Copies a store as it is at this moment; its imapd.conf then says where the copy is.
+pub fn copy_store(from: &Path, to: &Path) -> anyhow::Result<()> {
+    // Files may come and go under our hands.
+    let copied = Command::new("cp").arg("-a").arg(from).arg(to).output()?;
+    let conf = to.join("imapd.conf");
+    let text = fs::read_to_string(&conf).with_context(|| text(&copied.stderr))?;
+    fs::write(conf, text.replace(&from.display().to_string(), &to.display().to_string()))?;
+    Ok(())
 }
 
 /// A line of `reconstruct -n` that is more than a mailbox's name.
@@ -136,17 +154,17 @@ fn starts_on(source: Store) -> anyhow::Result<()> {
     let seen = snapshot(&place.server, &source.users())?;
     let differences = diff(&source.truth, &seen, &rules(&source.release).and(SCRIPTS));
     anyhow::ensure!(differences.is_empty(), "{}", shown(&differences));
-    goes_on(&place, &source)?;
+    goes_on(&place, &source.users())?;
     let found = place.mendable()?;
     anyhow::ensure!(found.is_empty(), "to mend afterwards: {}", shown(&found));
     Ok(())
 }
 
 /// New mail arrives in every INBOX, under a new UID.
-fn goes_on(place: &Place, source: &Store) -> anyhow::Result<()> {
+pub fn goes_on(place: &Place, users: &[String]) -> anyhow::Result<()> {
     let mut went_on = 0;
-    for user in source.users() {
-        let mut imap = place.server.imap(&user)?;
+    for user in users {
+        let mut imap = place.server.imap(user)?;
         let uidnext = |imap: &mut Imap| -> anyhow::Result<u64> {
             let found = imap.ok("SELECT INBOX")?.code("UIDNEXT");
             found.ok_or_else(|| anyhow::anyhow!("{user} has no UIDNEXT"))
@@ -234,7 +252,7 @@ fn nobody_writes_beside_a_running_cyrus_or_another_spooltap() {
 }
 
 /// Scripts lie in files until their owner comes; then they become messages, as in 3.6, and count.
-const SCRIPTS: &[Exception] = &[
+pub const SCRIPTS: &[Exception] = &[
     Exception { at: QUOTA_MESSAGES, why: "scripts are files at first", allowed: |a, b| grown(b, a, 2) },
     Exception { at: QUOTA_STORAGE, why: "scripts are files at first", allowed: |a, b| grown(b, a, 2) },
 ];

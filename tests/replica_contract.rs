@@ -1,4 +1,5 @@
-//! What every replica must do, over a table of them: an archive, a directory in Cyrus's own format, and a real `sync_server` by TCP, compressed, by a
+//! What every replica must do, over a table of them: an archive, a directory in Cyrus's own format, a `spooltap serve` before
+//! each of them, and a real `sync_server` by TCP, compressed, by a
 //! UNIX socket and under TLS, and the same server by its IMAP port. `promises` are the checks, `trouble` what only a server with a network before it can go through,
 //! `proxy` the network that goes wrong.
 
@@ -6,6 +7,7 @@
 mod promises;
 
 use crate::archive::memory;
+use crate::serve::{KINDS, Served};
 use crate::util::cyrus::{self, PASSWORD, REPLICATOR};
 use crate::util::tls::{self, Ca};
 use crate::util::{CyrusServer, Options};
@@ -85,6 +87,15 @@ fn a_cyrus_directory_keeps_every_promise() {
     let dir = tempfile::Builder::new().prefix("spooltap-contract-").tempdir().expect("directory");
     let url = format!("cyrus://{}", dir.path().join("store").display());
     promises::all(&Subject { target: target(&config(url), false) }, "d");
+}
+
+#[test]
+fn serve_keeps_every_promise_of_what_is_behind_it() {
+    for kind in KINDS {
+        let dir = tempfile::tempdir().expect("directory");
+        let served = Served::of(kind, dir.path(), &[]);
+        promises::all(&Subject { target: target(&config(served.url()), false) }, "s");
+    }
 }
 
 #[test]

@@ -1,4 +1,5 @@
-//! `spooltap serve`: real clients replicate into an archive through it, and nothing else gets in.
+//! `spooltap serve`: real clients replicate into an archive, and into a store in Cyrus's own format, through it, and nothing
+//! else gets in.
 
 #[path = "serve/circle.rs"]
 mod circle;
@@ -16,6 +17,10 @@ mod kill;
 mod names;
 #[path = "serve/releases.rs"]
 mod releases;
+#[path = "serve/stores.rs"]
+mod stores;
+#[path = "serve/syslog.rs"]
+mod syslog;
 #[path = "serve/talk.rs"]
 mod talk;
 #[path = "serve/tls.rs"]
@@ -34,7 +39,32 @@ use std::process::{Command, ExitStatus, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
-/// A `spooltap serve` in front of an archive of its own.
+/// What is served.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    Archive,
+    /// A directory in Cyrus's own format.
+    Cyrus,
+}
+
+pub(crate) const KINDS: [Kind; 2] = [Kind::Archive, Kind::Cyrus];
+
+impl Kind {
+    /// Where it is kept, below the directory of a server.
+    pub(crate) fn place(self, dir: &Path) -> PathBuf {
+        match self {
+            Self::Archive => dir.join("archive"),
+            Self::Cyrus => dir.join("store"),
+        }
+    }
+
+    pub(crate) fn url(self, dir: &Path) -> String {
+        let scheme = if self == Self::Archive { "file" } else { "cyrus" };
+        format!("{scheme}://{}", self.place(dir).display())
+    }
+}
+
+/// A `spooltap serve` in front of a store of its own.
 pub(crate) struct Served {
     group: Group,
     dir: PathBuf,
@@ -44,17 +74,25 @@ pub(crate) struct Served {
 impl Served {
     /// Serves `DIR/archive`; more arguments may follow.
     pub(crate) fn start(dir: &Path, arguments: &[&str]) -> Self {
-        let address = free_port();
-        Self::start_at(dir, address, arguments)
+        Self::of(Kind::Archive, dir, arguments)
+    }
+
+    /// The same, of either kind.
+    pub(crate) fn of(kind: Kind, dir: &Path, arguments: &[&str]) -> Self {
+        Self::of_at(kind, dir, free_port(), arguments)
     }
 
     pub(crate) fn start_at(dir: &Path, address: SocketAddr, arguments: &[&str]) -> Self {
+        Self::of_at(Kind::Archive, dir, address, arguments)
+    }
+
+    fn of_at(kind: Kind, dir: &Path, address: SocketAddr, arguments: &[&str]) -> Self {
         let passwords = dir.join("passwords");
         std::fs::write(&passwords, format!("{REPLICATOR}:{PASSWORD}\nuser:{PASSWORD}\n")).expect("passwords");
         std::fs::set_permissions(&passwords, PermissionsExt::from_mode(0o600)).expect("mode");
         let log = std::fs::OpenOptions::new().create(true).append(true).open(dir.join("serve.log")).expect("log");
         let mut command = Command::new(env!("CARGO_BIN_EXE_spooltap"));
-        command.args(["serve", "--archive", &archive(dir), "--listen", &address.to_string()]);
+        command.args(["serve", "--store", &kind.url(dir), "--listen", &address.to_string()]);
         command.arg("--passwords").arg(&passwords).args(["--admins", REPLICATOR]).args(arguments);
         command.env("SPOOLTAP_LOG", "warn,spooltap=debug").stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
         let mut served = Self { group: Group::spawn(&mut command).expect("starts"), dir: dir.to_owned(), address };
@@ -89,7 +127,7 @@ impl Served {
 
 /// URL of the archive that is served.
 pub(crate) fn archive(dir: &Path) -> String {
-    format!("file://{}", dir.join("archive").display())
+    Kind::Archive.url(dir)
 }
 
 fn free_port() -> SocketAddr {

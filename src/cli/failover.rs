@@ -29,7 +29,7 @@ impl DrainArgs {
 const LOOK: Duration = Duration::from_millis(200);
 
 /// What is still open, one text for each replica that has something.
-fn open(status: &Status) -> Vec<String> {
+pub(super) fn open(status: &Status) -> Vec<String> {
     let mut out = Vec::new();
     for replica in &status.replicas {
         let queue = &replica.stats.queue;

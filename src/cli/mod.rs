@@ -21,6 +21,7 @@ mod serve;
 mod setup;
 mod state;
 mod synclog;
+mod syslog;
 mod verify;
 
 pub use exit::Exit;
@@ -93,7 +94,7 @@ enum Command {
     Run(run::RunArgs),
     /// Replicates once: everything, or the named users, mailboxes or users' data
     Push(push::PushArgs),
-    /// A csync server in front of an archive, for sync_client and for spooltap, until SIGTERM
+    /// A csync server in front of an archive or a Cyrus-format store, for sync_client and for spooltap, until SIGTERM
     Serve(serve::ServeArgs),
     /// Shows what differs from the receipts, without pushing
     Scan(scan::ScanArgs),
@@ -233,7 +234,9 @@ fn dispatch(cli: Cli) -> Outcome {
 }
 
 fn start_log(cli: &Cli) {
-    use tracing_subscriber::EnvFilter;
+    use tracing_subscriber::layer::SubscriberExt;
+    use tracing_subscriber::util::SubscriberInitExt;
+    use tracing_subscriber::{EnvFilter, Layer, fmt};
     let common = &cli.common;
     let default = match common.verbose {
         // Its output is the log.
@@ -243,9 +246,10 @@ fn start_log(cli: &Cli) {
         _ => "debug,spooltap=trace",
     };
     let filter = EnvFilter::try_from_env("SPOOLTAP_LOG").unwrap_or_else(|_| EnvFilter::new(default));
-    let builder = tracing_subscriber::fmt().with_writer(std::io::stderr).with_env_filter(filter);
-    let _ = match common.log_format.as_str() {
-        "json" => builder.json().try_init(),
-        _ => builder.with_target(false).with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).try_init(),
+    let layer = fmt::layer().with_writer(std::io::stderr);
+    let layer = match common.log_format.as_str() {
+        "json" => layer.json().boxed(),
+        _ => layer.with_target(false).with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).boxed(),
     };
+    let _ = tracing_subscriber::registry().with(syslog::layer()).with(layer.with_filter(filter)).try_init();
 }

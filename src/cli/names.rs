@@ -1,7 +1,7 @@
 //! Called as `sync_client` or `sync_server` (by a link, or `spooltap sync_client …`): these programs' options, put into our
 //! own words, and their exit codes, so that lines of cyrus.conf and scripts go on working.
 
-use super::{Cli, Exit};
+use super::{Cli, Common, Exit};
 use crate::cyrus::imapd_conf::ImapdConf;
 use crate::spool::read_conf;
 use clap::Parser;
@@ -12,7 +12,7 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Which of Cyrus's programs we are taken for, and its arguments.
 pub(super) fn called(given: &[OsString]) -> Option<(&'static str, Vec<OsString>)> {
@@ -32,6 +32,7 @@ pub(super) fn run(name: &str, words: Vec<OsString>) -> ExitCode {
     };
     done.unwrap_or_else(|(code, text)| {
         eprintln!("{name}: {text}");
+        super::syslog::error(&text);
         ExitCode::from(code)
     })
 }
@@ -89,7 +90,6 @@ const MEANINGLESS: &[(char, &str)] = &[
     ('w', "there is no pause for a debugger"),
     ('t', "sessions are not ended by age"),
     ('d', "changes are replicated as they come"),
-    ('l', "what is done is logged with -v"),
     ('L', "no murder is told of anything"),
     ('N', "no lock is waited for"),
     ('O', "nothing is ever copied back"),
@@ -117,6 +117,7 @@ fn sync_client(words: Vec<OsString>) -> Result<ExitCode, Wrong> {
     };
     let path = value('C').map_or_else(|| PathBuf::from("/etc/imapd.conf"), PathBuf::from);
     let conf = read_conf(&path).map_err(|error| (CONFIG, error.to_string()))?;
+    super::syslog::open("sync_client", &conf, has('l'));
     let channel = value('n');
     let option = |key: &str| match &channel {
         Some(channel) => conf.for_service(channel, key).map(str::to_owned),
@@ -242,7 +243,9 @@ fn once(
     let result = loop {
         match ours(words.clone()) {
             Err((code, text)) if code == Exit::Replica as u8 && !connect_once => {
-                eprintln!("sync_client: can not connect: {text}, retrying in {} seconds", wait.as_secs());
+                let text = format!("can not connect: {text}, retrying in {} seconds", wait.as_secs());
+                eprintln!("sync_client: {text}");
+                super::syslog::error(&text);
                 std::thread::sleep(wait);
                 wait = (wait * 2).min(longest_wait(option));
             }
@@ -292,6 +295,9 @@ fn lasting(start: &[String]) -> std::io::Result<PathBuf> {
     Ok(path)
 }
 
+/// What is open when the shutdown file appears gets so long.
+const LAST_WORDS: Duration = Duration::from_secs(30);
+
 static SHUT_DOWN: AtomicBool = AtomicBool::new(false);
 
 /// Rolls until SIGTERM, or until the shutdown file is there.
@@ -301,11 +307,14 @@ fn roll(
     shutdown_file: Option<String>,
     channel: Option<&str>,
 ) -> Result<ExitCode, Wrong> {
+    let state = lasting(&start).map_err(|error| (SOFTWARE, format!("no directory for the state: {error}")))?;
     if let Some(file) = shutdown_file {
+        let common = Common { state: Some(state.clone()), ..Common::default() };
         std::thread::spawn(move || {
             loop {
                 if std::fs::remove_file(&file).is_ok() {
                     SHUT_DOWN.store(true, Ordering::SeqCst);
+                    finish(&common);
                     let _ = nix::sys::signal::kill(nix::unistd::getpid(), nix::sys::signal::Signal::SIGTERM);
                     return;
                 }
@@ -318,11 +327,21 @@ fn roll(
     if conf.switch("sync_log", false) && known.contains(&channel.map(str::to_owned)) {
         start.extend(["--capture", "synclog"].map(str::to_owned));
     }
-    let state = lasting(&start).map_err(|error| (SOFTWARE, format!("no directory for the state: {error}")))?;
     start.extend(["--state".to_owned(), state.display().to_string()]);
     start.push("run".into());
     ours(start)?;
     Ok(ExitCode::from(if SHUT_DOWN.load(Ordering::SeqCst) { 0 } else { TEMPORARY }))
+}
+
+/// Who asks us by the file to end expects that what was taken from the log is over there by then.
+fn finish(common: &Common) {
+    let deadline = Instant::now() + LAST_WORDS;
+    let mut empty = 0;
+    while empty < 2 && Instant::now() < deadline {
+        let open = super::control::ask_status(common).map(|status| super::failover::open(&status));
+        empty = if open.is_ok_and(|open| open.is_empty()) { empty + 1 } else { 0 };
+        std::thread::sleep(Duration::from_millis(200));
+    }
 }
 
 /// Plays one log file; the file stays.
@@ -394,16 +413,22 @@ fn sync_server(words: Vec<OsString>) -> Result<ExitCode, Wrong> {
     let path = options.iter().rev().find(|(option, _)| *option == 'C').and_then(|(_, value)| value.clone());
     let path = path.unwrap_or_else(|| "/etc/imapd.conf".into());
     let conf = read_conf(Path::new(&path)).map_err(|error| (CONFIG, error.to_string()))?;
-    let need = |key: &str, example: &str| {
-        conf.get(key)
-            .map(str::to_owned)
-            .ok_or_else(|| (CONFIG, format!("{path}: {key} is not set; set {key}: {example}")))
+    super::syslog::open("sync_server", &conf, false);
+    // As with a sync_server, what this imapd.conf describes is the replica, unless it names another store.
+    let store = conf.get("spooltap_store").or_else(|| conf.get("spooltap_archive")).map(str::to_owned);
+    let store = match store {
+        Some(store) => store,
+        None => {
+            let path = std::path::absolute(&path).map_err(|error| (CONFIG, format!("{path}: {error}")))?;
+            format!("cyrus://{}", path.display())
+        }
     };
-    let archive = need("spooltap_archive", "file:///DIR")?;
-    let passwords = need("spooltap_passwords", "FILE")?;
+    let passwords = conf.get("spooltap_passwords").map(str::to_owned);
+    let passwords = passwords
+        .ok_or_else(|| (CONFIG, format!("{path}: spooltap_passwords is not set; set spooltap_passwords: FILE")))?;
     let mut words: Vec<String> =
         ["spooltap", "-C", &path, "serve", "--listen", "inherited"].map(str::to_owned).to_vec();
-    words.extend(["--archive".into(), archive, "--passwords".into(), passwords]);
+    words.extend(["--store".into(), store, "--passwords".into(), passwords]);
     words.extend(conf.get("servername").into_iter().flat_map(|name| ["--servername".to_owned(), name.to_owned()]));
     match ours(words) {
         Ok(_) => Ok(ExitCode::SUCCESS),

@@ -1,4 +1,4 @@
-//! `spooltap serve`: a csync server in front of an archive, in the foreground.
+//! `spooltap serve`: a csync server in front of a store of ours, in the foreground.
 
 use super::{Common, Exit, Failure, Outcome};
 use crate::config::{ClearText, Compress, ReplicaConfig};
@@ -13,14 +13,18 @@ use std::path::PathBuf;
 use std::time::Duration;
 use tracing::info;
 
+/// Schemes of what can be served: stores that are ours alone.
+const STORES: [&str; 3] = ["cyrus", "file", "s3"];
+
 /// The sockets of systemd or of Cyrus's `master`.
 const INHERITED: &str = "inherited";
 
 #[derive(Debug, Args)]
 pub(super) struct ServeArgs {
-    /// What is served: file:///DIR; made if it is not there
-    #[arg(long, value_name = "URL")]
-    archive: String,
+    /// What is served: an archive (file:///DIR, s3://BUCKET/PREFIX) or a store in Cyrus's own format (cyrus:///DIR, or
+    /// cyrus:///IMAPD.CONF for one that is set up already); made if it is not there
+    #[arg(long, visible_alias = "archive", value_name = "URL")]
+    store: String,
     /// Where to listen: ADDRESS:PORT, the path of a UNIX socket, or `inherited`; may be repeated
     #[arg(long, value_name = "WHERE", default_value = "[::]:2005")]
     listen: Vec<String>,
@@ -63,13 +67,18 @@ pub(super) struct ServeArgs {
 }
 
 pub(super) fn serve(common: &Common, args: &ServeArgs) -> Outcome {
+    let faulty = |error: anyhow::Error| Failure::new(Exit::Config, error);
+    let scheme = args.store.split_once("://").map_or("", |(scheme, _)| scheme);
+    if !STORES.contains(&scheme) {
+        let text = "is no store that can be served; write file:///DIR, s3://BUCKET/PREFIX or cyrus:///DIR";
+        return Err(faulty(anyhow::anyhow!("{} {text}", args.store)));
+    }
     // Before anything else is opened: descriptors are handed over by their numbers.
     let inherited = match args.listen.iter().any(|place| place == INHERITED) {
         true => crate::serve::inherited_listeners(),
         false => Vec::new(),
     };
     let signals = crate::daemon::Signals::new()?;
-    let faulty = |error: anyhow::Error| Failure::new(Exit::Config, error);
     let mut listeners = inherited;
     for place in args.listen.iter().filter(|place| *place != INHERITED) {
         listeners.push(listen(place).map_err(faulty)?);
@@ -104,7 +113,7 @@ pub(super) fn serve(common: &Common, args: &ServeArgs) -> Outcome {
         _ => ClearText::Always,
     };
     let replica = ReplicaConfig {
-        url: args.archive.clone(),
+        url: args.store.clone(),
         name: None,
         password: None,
         realm: None,
@@ -127,7 +136,7 @@ pub(super) fn serve(common: &Common, args: &ServeArgs) -> Outcome {
     let stage = args.stage.clone().unwrap_or_else(std::env::temp_dir);
     let server = Server::start(listeners, target, Settings { name, logins, limits, stage, tls, cleartext })
         .map_err(|error| Failure::new(Exit::State, error))?;
-    info!(archive = args.archive, listen = args.listen.join(" "), "serving");
+    info!(store = args.store, listen = args.listen.join(" "), "serving");
     signals.wait();
     info!("stopping");
     server.stop(Duration::from_secs(20));

@@ -270,6 +270,12 @@ pub trait Replica: Send {
         Ok(found)
     }
 
+    /// The same; what is found stays at hand for the updates of this session, whatever becomes of those mailboxes,
+    /// until `restart`.
+    fn reserve(&mut self, guids: &[MessageGuid], names: &[MboxName]) -> Result<BTreeSet<MessageGuid>, ReplicaError> {
+        self.has_bodies(guids, names)
+    }
+
     /// A body that a mailbox there has; `None` also where a replica gives none back.
     fn body(&mut self, _name: &MboxName, _guid: &MessageGuid) -> Result<Option<Body>, ReplicaError> {
         Ok(None)

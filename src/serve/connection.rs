@@ -83,6 +83,7 @@ pub(super) fn serve(stream: Stream, guest: &Present) -> io::Result<()> {
         intake: Intake::new(STRANGER_BYTES),
         who: Who::Stranger,
         exchange: None,
+        mechanism: "",
         tries: 0,
         patience: PATIENCE,
         deadline: Instant::now() + guest.shared.settings.limits.login,
@@ -115,6 +116,8 @@ struct Talk<'a> {
     intake: Intake,
     who: Who,
     exchange: Option<Exchange>,
+    /// The one asked for last.
+    mechanism: &'static str,
     tries: u32,
     patience: u32,
     deadline: Instant,
@@ -142,7 +145,9 @@ impl Talk<'_> {
             if !self.wire.is_tls() {
                 self.say("* COMPRESS DEFLATE")?;
             }
-            self.say("* SIEVE-MAILBOX")?;
+            if self.guest.shared.target.capabilities().sieve_mailboxes {
+                self.say("* SIEVE-MAILBOX")?;
+            }
         }
         let version = env!("CARGO_PKG_VERSION");
         self.say(&format!("* OK {} Cyrus sync server 3.12-spooltap-{version}", settings.name))?;
@@ -364,7 +369,10 @@ impl Talk<'_> {
         }
         let text = String::from_utf8_lossy(line).into_owned();
         let mut words = text.split(' ').skip(1);
-        let turn = words.next().filter(|word| !word.is_empty()).map(Exchange::start);
+        let asked = words.next().filter(|word| !word.is_empty());
+        let known = |name: &&str| asked.is_some_and(|asked| asked.eq_ignore_ascii_case(name));
+        self.mechanism = MECHANISMS.split(' ').find(known).unwrap_or("unknown");
+        let turn = asked.map(Exchange::start);
         match (turn, words.next()) {
             (None, _) => {
                 self.say("BAD Missing required argument to Authenticate")?;
@@ -418,7 +426,7 @@ impl Talk<'_> {
             }
             Turn::Refused => {
                 self.tries += 1;
-                warn!(peer = self.peer, "login refused");
+                warn!(peer = self.peer, mechanism = self.mechanism, "login refused");
                 std::thread::sleep(PAUSE);
                 self.say("NO authentication failure")?;
                 Ok(self.tries < TRIES)

@@ -162,7 +162,7 @@ impl Session {
             Request::Reserve { names, guids } => {
                 let names: Vec<MboxName> = names.into_iter().collect::<BTreeSet<_>>().into_iter().collect();
                 let asked: Vec<MessageGuid> = guids.iter().copied().filter(|guid| !self.stage.has(guid)).collect();
-                let found = self.replica.has_bodies(&asked, &names)?;
+                let found = self.replica.reserve(&asked, &names)?;
                 if !found.is_empty() {
                     for name in names {
                         let bytes = name.as_bytes().len().saturating_add(NAME_BYTES);

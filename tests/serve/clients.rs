@@ -1,9 +1,11 @@
-//! Debian's own `sync_client` 3.6.1 replicates into an archive; what is restored from there is what its source shows.
+//! Debian's own `sync_client` 3.6.1 replicates into either kind of store; what is restored from an archive, and what a
+//! real server shows that is started on a store in Cyrus's own format, is what the source shows.
 
 use super::super::archive::restore::restore;
+use super::super::cyrus_dir::{Place, SCRIPTS, goes_on};
 use super::super::util::diff::Exception;
-use super::super::util::{CyrusServer, Options, Rules, cyrus, diff, eventually, snapshot};
-use super::{Served, archive};
+use super::super::util::{CyrusServer, Options, Rules, Snapshot, cyrus, diff, eventually, snapshot};
+use super::{KINDS, Kind, Served, archive};
 use std::path::Path;
 use std::process::Output;
 use std::time::Duration;
@@ -29,19 +31,43 @@ pub(super) fn good(what: &str, output: &Output, served: &Served) {
     assert!(output.status.success(), "{what}: {said}\n{}", end.join("\n"));
 }
 
-/// What an archive holds, as a real server shows it.
-pub(super) fn shows_the_same(source: &CyrusServer, dir: &Path) {
-    let replica = CyrusServer::start(Options::new()).expect("starts");
-    let state = tempfile::tempdir().expect("directory");
-    let output = restore(&archive(dir), &replica, state.path());
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+/// A server takes scripts into a mailbox of theirs when their owner first looks: those do who have one in `expected`.
+pub(super) fn take_in_scripts(place: &Place, expected: &Snapshot, users: &[String]) {
+    let names = place.server.names();
+    let has_one = |user: &&String| {
+        let scripts = format!("{}.#sieve", names.inbox(user));
+        expected.0["names"].as_array().is_some_and(|all| all.iter().any(|name| *name == scripts.as_str()))
+    };
+    for user in users.iter().filter(has_one) {
+        place.server.sieve(user).expect("logs in").list().expect("lists");
+    }
+}
+
+/// What a store holds, as a real server shows it.
+#[track_caller]
+pub(super) fn shows_the_same(source: &CyrusServer, kind: Kind, dir: &Path) {
     let users = source.users();
-    let differences = diff(
-        &snapshot(source, users).expect("is read"),
-        &snapshot(&replica, users).expect("is read"),
-        &Rules::live().and(&WRITTEN),
-    );
-    assert!(differences.is_empty(), "{}", differences.join("\n"));
+    let expected = snapshot(source, users).expect("is read");
+    let compare = |shown: &Snapshot, rules: &Rules| {
+        let differences = diff(&expected, shown, rules);
+        assert!(differences.is_empty(), "{kind:?}: {}", differences.join("\n"));
+    };
+    let rules = Rules::live().and(&WRITTEN);
+    if kind == Kind::Archive {
+        let replica = CyrusServer::start(Options::new()).expect("starts");
+        let state = tempfile::tempdir().expect("directory");
+        let output = restore(&archive(dir), &replica, state.path());
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        return compare(&snapshot(&replica, users).expect("is read"), &rules);
+    }
+    // A copy: nobody but us may be at work on the one that is served.
+    let mut place = Place::with_copy(Options::new(), &kind.place(dir)).expect("is copied");
+    place.boot().expect("starts");
+    assert_eq!(place.mendable().expect("runs"), Vec::<String>::new(), "to mend before anybody looked");
+    take_in_scripts(&place, &expected, users);
+    compare(&snapshot(&place.server, users).expect("is read"), &rules.and(SCRIPTS));
+    goes_on(&place, users).expect("goes on");
+    assert_eq!(place.mendable().expect("runs"), Vec::<String>::new(), "to mend afterwards");
 }
 
 /// Work of every kind on three accounts.
@@ -87,8 +113,12 @@ fn sync_client_by_hand() {
     if !cyrus::installed() {
         return;
     }
+    KINDS.into_iter().for_each(by_hand);
+}
+
+fn by_hand(kind: Kind) {
     let dir = tempfile::tempdir().expect("directory");
-    let served = Served::start(dir.path(), &[]);
+    let served = Served::of(kind, dir.path(), &[]);
     let source = CyrusServer::start(served_source(&served)).expect("starts");
     for round in 1..4 {
         work(&source, round);
@@ -104,12 +134,12 @@ fn sync_client_by_hand() {
                 good("-s", &source.tool("sync_client", &["-v", "-s", "u1", "u2", "jane.doe"]).expect("runs"), &served);
             }
         }
-        shows_the_same(&source, dir.path());
+        shows_the_same(&source, kind, dir.path());
     }
     // New mail by mailbox name.
     source.lmtp().expect("connects").deliver(&["u1"], b"Subject: m\r\n\r\nlast\r\n").expect("delivers");
     good("-m", &source.tool("sync_client", &["-v", "-m", "user.u1"]).expect("runs"), &served);
-    shows_the_same(&source, dir.path());
+    shows_the_same(&source, kind, dir.path());
     assert_eq!(served.terminate().code(), Some(0));
 }
 
@@ -118,8 +148,12 @@ fn sync_client_rolling() {
     if !cyrus::installed() {
         return;
     }
+    KINDS.into_iter().for_each(rolling);
+}
+
+fn rolling(kind: Kind) {
     let dir = tempfile::tempdir().expect("directory");
-    let served = Served::start(dir.path(), &[]);
+    let served = Served::of(kind, dir.path(), &[]);
     let source =
         CyrusServer::start(served_source(&served).set("sync_shutdown_file", "@BASE@/conf/sync/stop")).expect("starts");
     good("-A", &source.tool("sync_client", &["-v", "-A"]).expect("runs"), &served);
@@ -140,6 +174,6 @@ fn sync_client_rolling() {
         good("-R", &rolling.join().expect("joins").expect("runs"), &served);
         assert_eq!(idle, Some(()));
     });
-    shows_the_same(&source, dir.path());
+    shows_the_same(&source, kind, dir.path());
     assert_eq!(served.terminate().code(), Some(0));
 }

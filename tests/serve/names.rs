@@ -1,9 +1,11 @@
 //! Under Cyrus's own names: `sync_client` with its options and exit codes, and both programs started by Cyrus's own
 //! `master` from lines of cyrus.conf.
 
+use super::super::cyrus_dir::SCRIPTS;
 use super::super::util::cyrus::{PASSWORD, REPLICATOR};
 use super::super::util::process::Group;
 use super::super::util::{CyrusServer, Options, Rules, cyrus, diff, eventually, snapshot};
+use super::Kind;
 use super::clients::{WRITTEN, shows_the_same, work};
 use super::talk::Talk;
 use nix::sys::signal::Signal;
@@ -94,73 +96,139 @@ fn sync_client_takes_the_options_of_cyrus() {
     assert_eq!(by_word.status.code(), Some(64));
 }
 
-/// Both ends are started by `master`, the replica by a SERVICES line and the source by a START line.
+/// What a SERVICES line of the replica's master starts as `sync_server`, and what that keeps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Server {
+    /// Cyrus's own.
+    Real,
+    /// Ours, in front of what imapd.conf names.
+    Named(Kind),
+    /// Ours, in front of the store that this very imapd.conf describes.
+    Own,
+}
+
+/// Both ends are started by Cyrus's `master`: the replica by a SERVICES line, the source by a START line, first Cyrus's own
+/// client and then ours, with nothing changed in these lines but the path.
 #[test]
-fn cyrus_master_runs_both_names() {
+fn cyrus_master_runs_both_names_against_their_counterparts_and_each_other() {
     if !cyrus::installed() {
         return;
     }
-    let options = Options::new()
-        .set("spooltap_archive", "file://@BASE@/store/archive")
-        .set("spooltap_passwords", "@BASE@/passwords");
-    let mut server = CyrusServer::prepare(options).expect("is set up");
-    let place = server.base().join("store");
-    std::fs::create_dir(&place).expect("directory");
-    let passwords = server.base().join("passwords");
-    std::fs::write(&passwords, format!("{REPLICATOR}:{PASSWORD}\n")).expect("passwords");
-    std::fs::set_permissions(&passwords, PermissionsExt::from_mode(0o600)).expect("mode");
+    for server in [Server::Real, Server::Named(Kind::Archive), Server::Named(Kind::Cyrus), Server::Own] {
+        under_master(server);
+    }
+}
+
+/// The lines of cyrus.conf with a program of ours in the place of a real one; `only` is the one service that is kept.
+fn with_ours(server: &CyrusServer, name: &str, only: Option<&str>) {
     // Cyrus's user may not be let into the place where we were built.
-    let program = server.base().join("sync_server");
+    let program = server.base().join(name);
     std::fs::copy(env!("CARGO_BIN_EXE_spooltap"), &program).expect("copies");
     let services = server.base().join("cyrus.conf");
     let text = std::fs::read_to_string(&services).expect("cyrus.conf");
-    let line = text.lines().find(|line| line.trim_start().starts_with("csync ")).expect("a csync service");
-    let ours = line.replace(&server.program("sync_server").display().to_string(), &program.display().to_string());
-    assert_ne!(line, ours);
-    std::fs::write(&services, text.replace(line, &ours)).expect("cyrus.conf");
-    server.boot().expect("starts");
+    let ours = text.replace(&server.program(name).display().to_string(), &program.display().to_string());
+    assert_ne!(text, ours);
+    let is_kept = |line: &&str| {
+        let word = line.split_whitespace().next().unwrap_or_default();
+        only.is_none_or(|only| !line.contains("listen=") || word == only)
+    };
+    let lines: Vec<&str> = ours.lines().filter(is_kept).collect();
+    std::fs::write(&services, lines.join("\n") + "\n").expect("cyrus.conf");
+}
 
-    // A real client, by hand.
+fn under_master(server: Server) {
+    let mut options = Options::new().set("spooltap_passwords", "@BASE@/passwords");
+    match server {
+        Server::Named(Kind::Archive) => options = options.set("spooltap_archive", "file://@BASE@/served/archive"),
+        Server::Named(Kind::Cyrus) => options = options.set("spooltap_store", "cyrus://@BASE@/served/store"),
+        Server::Real | Server::Own => {}
+    }
+    let mut replica = CyrusServer::prepare(options).expect("is set up");
+    let place = replica.base().join("served");
+    std::fs::create_dir(&place).expect("directory");
+    let passwords = replica.base().join("passwords");
+    std::fs::write(&passwords, format!("{REPLICATOR}:{PASSWORD}\n")).expect("passwords");
+    std::fs::set_permissions(&passwords, PermissionsExt::from_mode(0o600)).expect("mode");
+    let services = replica.base().join("cyrus.conf");
+    let unchanged = std::fs::read_to_string(&services).expect("cyrus.conf");
+    let mut alone = None;
+    match server {
+        Server::Real => {}
+        Server::Named(_) => with_ours(&replica, "sync_server", None),
+        // Nobody else may be at work on that store meanwhile.
+        Server::Own => {
+            with_ours(&replica, "sync_server", Some("csync"));
+            cyrus::give_to_cyrus(replica.base()).expect("changes owner");
+            let mut master = Command::new(replica.program("master"));
+            master.arg("-C").arg(replica.conf()).arg("-M").arg(&services).arg("-p").arg(replica.base().join("pid"));
+            master.current_dir(replica.base()).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+            alone = Some(Group::spawn(cyrus::as_cyrus(&mut master)).expect("starts"));
+        }
+    }
+    if server != Server::Own {
+        replica.boot().expect("starts");
+    }
+    let answers = eventually(Duration::from_secs(60), || Talk::login(replica.csync(), REPLICATOR, PASSWORD).ok());
+    assert!(answers.is_some(), "{server:?}: the sync_server does not answer");
+    drop(answers);
+
     let settings = Options::new()
-        .set("sync_host", server.csync().ip())
-        .set("sync_port", server.csync().port())
+        .replicate_to(&replica)
         .set("sync_log", "yes")
         .set("sync_shutdown_file", "@BASE@/conf/sync/stop")
         .source()
         .users(&["u1", "u2", "jane.doe"]);
     let mut source = CyrusServer::start(settings).expect("starts");
-    work(&source, 1);
-    let output = source.tool("sync_client", &["-v", "-A"]).expect("runs");
-    assert!(output.status.success(), "{}", said(&output));
-    shows_the_same(&source, &place);
-
-    // Ours, rolling, from a START line.
-    source.stop().expect("stops");
-    let client = source.base().join("sync_client");
-    std::fs::copy(env!("CARGO_BIN_EXE_spooltap"), &client).expect("copies");
     let services = source.base().join("cyrus.conf");
-    let text = std::fs::read_to_string(&services).expect("cyrus.conf");
-    let start = format!("START {{\n  syncclient cmd=\"{} -C {} -r\"\n", client.display(), source.conf().display());
-    std::fs::write(&services, text.replace("START {\n", &start)).expect("cyrus.conf");
-    source.boot().expect("starts");
-    work(&source, 2);
-    let log = source.base().join("conf/sync/log");
-    let idle = eventually(Duration::from_secs(60), || {
-        let quiet = || !log.exists() && !log.with_file_name("log-run").exists();
-        (quiet() && {
-            std::thread::sleep(Duration::from_millis(500));
-            quiet()
-        })
-        .then_some(())
-    });
-    assert_eq!(idle, Some(()), "the log is not taken");
-    let stop = source.base().join("conf/sync/stop");
-    std::fs::write(&stop, "").expect("asks it to stop");
-    // It ends when what it took up is done, and takes the file away.
-    assert_eq!(eventually(Duration::from_secs(60), || (!stop.exists()).then_some(())), Some(()));
-    let pid = eventually(Duration::from_secs(60), || (!is_running(&client)).then_some(()));
-    assert_eq!(pid, Some(()), "it does not end");
-    shows_the_same(&source, &place);
+    let line =
+        format!("  syncclient cmd=\"{} -C {} -r\"\n", source.program("sync_client").display(), source.conf().display());
+    let text =
+        std::fs::read_to_string(&services).expect("cyrus.conf").replace("START {\n", &format!("START {{\n{line}"));
+    std::fs::write(&services, text).expect("cyrus.conf");
+    for (round, ours) in [(1, false), (2, true)] {
+        source.stop().expect("stops");
+        if ours {
+            with_ours(&source, "sync_client", None);
+        }
+        source.boot().expect("starts");
+        work(&source, round);
+        let log = source.base().join("conf/sync/log");
+        let idle = eventually(Duration::from_secs(60), || {
+            let quiet = || !log.exists() && !log.with_file_name("log-run").exists();
+            (quiet() && {
+                std::thread::sleep(Duration::from_millis(500));
+                quiet()
+            })
+            .then_some(())
+        });
+        assert_eq!(idle, Some(()), "{server:?}: the log is not taken");
+        // It ends when what it took up is done, and takes the file away.
+        let stop = source.base().join("conf/sync/stop");
+        std::fs::write(&stop, "").expect("asks it to stop");
+        assert_eq!(eventually(Duration::from_secs(60), || (!stop.exists()).then_some(())), Some(()), "{server:?}");
+        if ours {
+            let client = source.base().join("sync_client");
+            let gone = eventually(Duration::from_secs(60), || (!is_running(&client)).then_some(()));
+            assert_eq!(gone, Some(()), "it does not end");
+        }
+    }
+    match server {
+        Server::Named(kind) => shows_the_same(&source, kind, &place),
+        Server::Real => same(&source, &replica),
+        // Now with all its services, started by lines as they were.
+        Server::Own => {
+            drop(alone);
+            std::fs::write(replica.base().join("cyrus.conf"), unchanged).expect("cyrus.conf");
+            replica.boot().expect("starts");
+            replica.sieve("jane.doe").expect("logs in").list().expect("lists");
+            let differences = diff(
+                &snapshot(&source, source.users()).expect("is read"),
+                &snapshot(&replica, source.users()).expect("is read"),
+                &Rules::live().and(&WRITTEN).and(SCRIPTS),
+            );
+            assert!(differences.is_empty(), "{}", differences.join("\n"));
+        }
+    }
 }
 
 /// systemd opens the port and starts the server at the first connection.

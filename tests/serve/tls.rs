@@ -3,7 +3,7 @@
 use super::super::util::tls::Ca;
 use super::super::util::{CyrusServer, cyrus};
 use super::clients::{good, served_source, shows_the_same, work};
-use super::{Served, target_with};
+use super::{Kind, Served, target_with};
 use spooltap::config::{Access, ClearText, Tls, TlsMode};
 use spooltap::model::ReplicaError;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -28,7 +28,7 @@ fn a_real_sync_client_puts_everything_under_tls() {
     let source = CyrusServer::start(served_source(&served)).expect("starts");
     work(&source, 1);
     good("-A", &source.tool("sync_client", &["-v", "-A"]).expect("runs"), &served);
-    shows_the_same(&source, dir.path());
+    shows_the_same(&source, Kind::Archive, dir.path());
 }
 
 #[test]

@@ -109,7 +109,10 @@ impl Session {
             Some(dress) => match dress.answer(&answer) {
                 Some(plain) => plain.to_vec(),
                 None => {
-                    return Err(self.lost(format!("{:?} answers nothing we asked", String::from_utf8_lossy(&answer))));
+                    return Err(self.lost(format!(
+                        "bad response: {:?} answers nothing we asked",
+                        String::from_utf8_lossy(&answer)
+                    )));
                 }
             },
         };

@@ -6,7 +6,7 @@
 //! list is locked all the time, as a writer of Cyrus's would lock it.
 
 use super::DirError;
-use super::places::{CONF, Places};
+use super::places::Places;
 use nix::fcntl::{FcntlArg, Flock, FlockArg, fcntl};
 use nix::libc;
 use std::fs::{File, OpenOptions};
@@ -69,10 +69,11 @@ pub(super) fn lock_as_writer(file: &File) -> io::Result<()> {
 /// A process of a Cyrus on this directory. Of processes of other users nothing is seen: run as cyrus or as root.
 fn process_on(places: &Places) -> Option<String> {
     let own = std::process::id().to_string();
-    let conf_file = places.root.join(CONF);
+    // Cyrus's master, which has started us as its sync_server, does not write itself.
+    let parent = std::os::unix::process::parent_id().to_string();
     for process in std::fs::read_dir("/proc").ok()?.flatten() {
         let pid = process.file_name();
-        if !pid.as_bytes().iter().all(u8::is_ascii_digit) || pid == *own {
+        if !pid.as_bytes().iter().all(u8::is_ascii_digit) || pid == *own || pid == *parent {
             continue;
         }
         let dir = process.path();
@@ -80,7 +81,7 @@ fn process_on(places: &Places) -> Option<String> {
         let who = |how: &str| Some(format!("process {} ({}), which {how}", pid.display(), name.trim()));
         let line = std::fs::read(dir.join("cmdline")).unwrap_or_default();
         let mut words = line.split(|&byte| byte == 0);
-        if words.any(|word| word == b"-C") && words.next() == Some(conf_file.as_os_str().as_bytes()) {
+        if words.any(|word| word == b"-C") && words.next() == Some(places.conf_file.as_os_str().as_bytes()) {
             return who("was started with its imapd.conf");
         }
         let Ok(open) = std::fs::read_dir(dir.join("fd")) else { continue };

@@ -1,7 +1,8 @@
 //! A directory in Cyrus's own format, `cyrus:///DIR`: what a Cyrus of 3.6 or later starts on as it is.
 //!
 //! `places` knows the layout (that of 3.6: everything under its uniqueid) and the imapd.conf, `lease` keeps everybody else
-//! away, `list` has `mailboxes.db`, `held` one mailbox's files, `messages` brings bodies, `quota` and `users` the rest, and
+//! away, `list` has `mailboxes.db`, `held` one mailbox's files, `messages` brings bodies, `pins` keeps
+//! reserved ones, `quota` and `users` the rest, and
 //! `store` puts them together into what a step does. All changes of files go through `disk`.
 
 mod disk;
@@ -9,6 +10,7 @@ mod held;
 mod lease;
 mod list;
 mod messages;
+mod pins;
 mod places;
 mod quota;
 mod rows;
@@ -21,6 +23,7 @@ use crate::model::{
     QuotaRoot, Replica, ReplicaError, ReplicaTarget, SieveName, Step, StoreError, Uid, UniqueId, UserId,
 };
 use disk::Disk;
+use pins::Pins;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -100,7 +103,8 @@ impl ReplicaTarget for CyrusDirTarget {
                 held.insert(store).clone()
             }
         };
-        Ok(Box::new(Session { store, name: self.name(), written: 0, read: 0 }))
+        let pins = Pins::new(store.clone());
+        Ok(Box::new(Session { store, pins, name: self.name(), written: 0, read: 0 }))
     }
 
     fn capabilities(&self) -> Capabilities {
@@ -122,6 +126,7 @@ impl ReplicaTarget for CyrusDirTarget {
 
 struct Session {
     store: Arc<Store>,
+    pins: Pins,
     name: String,
     /// Bytes of messages that came, and of what was looked at.
     written: u64,
@@ -176,7 +181,7 @@ impl Session {
         let store = &self.store;
         match step {
             Step::Mailbox(update) => {
-                self.written += store.update(update, bodies)?;
+                self.written += store.update(update, bodies, self.pins.files())?;
                 Ok(())
             }
             Step::Rename { uniqueid, from, to, partition, uidvalidity } => {
@@ -236,6 +241,12 @@ impl Replica for Session {
         Ok(guids.iter().filter(|guid| there.contains_key(*guid)).copied().collect())
     }
 
+    fn reserve(&mut self, guids: &[MessageGuid], names: &[MboxName]) -> Result<BTreeSet<MessageGuid>, ReplicaError> {
+        let there = self.check(self.store.messages_of(names))?;
+        let pinned = self.pins.add(guids, &there);
+        self.check(pinned)
+    }
+
     fn body(&mut self, name: &MboxName, guid: &MessageGuid) -> Result<Option<Body>, ReplicaError> {
         let Some(path) = self.check(self.store.message(name, guid))? else { return Ok(None) };
         let open = || {
@@ -261,8 +272,9 @@ impl Replica for Session {
         self.check(self.store.ping())
     }
 
-    /// Nothing is staged between steps.
+    /// Nothing but what was reserved is kept between steps.
     fn restart(&mut self) -> Result<(), ReplicaError> {
+        self.pins.clear();
         Ok(())
     }
 

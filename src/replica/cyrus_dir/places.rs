@@ -17,9 +17,13 @@ const SERVERS_OWN: &[&str] = &["db", "lock", "log", "msg", "proc", "ptclient", "
 
 /// Options that move files to where they are not looked for here, with the only value that may be given.
 const FIXED: &[(&str, &str)] = &[
+    ("annotation_db", "twoskip"),
     ("archive_enabled", "no"),
+    ("improved_mboxlist_sort", "no"),
     ("mailbox_legacy_dirs", "no"),
+    ("mboxlist_db", "twoskip"),
     ("quota_db", "quotalegacy"),
+    ("seenstate_db", "twoskip"),
     ("sieveusehomedir", "no"),
     ("subscription_db", "flat"),
 ];
@@ -28,21 +32,28 @@ const FIXED: &[(&str, &str)] = &[
 const SCATTERED: &[&str] = &["metapartition", "archivepartition", "metadir-header", "metadir-index", "metadir-cache"];
 
 pub(super) struct Places {
+    /// What the URL names.
     pub root: PathBuf,
+    /// The imapd.conf.
+    pub conf_file: PathBuf,
     pub conf: PathBuf,
     pub sieve: PathBuf,
     pub mailboxes_db: PathBuf,
     pub annotations_db: PathBuf,
     pub deleted_prefix: Vec<u8>,
     hashing: Hashing,
+    /// The imapd.conf is somebody else's: nothing is added to it.
+    theirs: bool,
     /// By name in lower case.
     partitions: Mutex<BTreeMap<String, PathBuf>>,
 }
 
 impl Places {
-    /// Reads the directory's imapd.conf; makes both where there is neither.
+    /// Reads the directory's imapd.conf; makes both where there is neither. `root` may also be the imapd.conf of a store
+    /// that somebody else has set up.
     pub fn open(root: &Path, disk: &Disk) -> Result<Self, DirError> {
-        let path = root.join(CONF);
+        let theirs = root.is_file();
+        let path = if theirs { root.to_owned() } else { root.join(CONF) };
         let text = match disk::read(&path).map_err(|error| DirError::io(&path, error))? {
             Some(bytes) => String::from_utf8_lossy(&bytes).into_owned(),
             None => Self::found(root, disk)?,
@@ -71,6 +82,8 @@ impl Places {
         let below = |key: &str, name: &str| conf.path(key).map_or_else(|| home.join(name), PathBuf::from);
         let places = Self {
             root: root.to_owned(),
+            conf_file: path.clone(),
+            theirs,
             sieve: conf.path("sievedir").unwrap_or_else(|| "/usr/sieve".into()).into(),
             mailboxes_db: below("mboxlist_db_path", "mailboxes.db"),
             annotations_db: below("annotation_db_path", "annotations.db"),
@@ -133,9 +146,13 @@ impl Places {
         if key.is_empty() || !key.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_')) {
             return Err(DirError::Refused(format!("{name} can be no partition's name")));
         }
+        if self.theirs {
+            let fault = format!("there is no partition {name} in {}; add partition-{key}", self.conf_file.display());
+            return Err(DirError::Refused(fault));
+        }
         let root = self.root.join("spool").join(&key);
         disk.make_dir(&root).map_err(|error| DirError::io(&root, error))?;
-        let path = self.root.join(CONF);
+        let path = self.conf_file.clone();
         let mut text = disk::read(&path).map_err(|error| DirError::io(&path, error))?.unwrap_or_default();
         if !text.ends_with(b"\n") {
             text.push(b'\n');

@@ -230,8 +230,16 @@ impl Store {
         Ok(out)
     }
 
+    /// A new directory of the partition with this root, for a session's own files.
+    pub fn pin_dir(&self, root: &Path) -> Result<PathBuf, DirError> {
+        let number = self.staged.fetch_add(1, Ordering::Relaxed);
+        let dir = stage_dir(root).join(number.to_string());
+        self.disk.make_dir(&dir).map_err(|error| DirError::io(&dir, error))?;
+        Ok(dir)
+    }
+
     /// Brings a mailbox to what `update` says; the bytes that came from the source.
-    pub fn update(&self, update: &MailboxUpdate, source: &dyn BodySource) -> Result<u64, DirError> {
+    pub fn update(&self, update: &MailboxUpdate, source: &dyn BodySource, pinned: &Elsewhere) -> Result<u64, DirError> {
         let head = &update.head;
         check_id(&head.uniqueid)?;
         let _mine = self.stripe(head.uniqueid.as_bytes());
@@ -279,7 +287,11 @@ impl Store {
         if anew || !held.mailbox.has(&change) {
             let number = self.staged.fetch_add(1, Ordering::Relaxed);
             let stage = stage_dir(&root).join(number.to_string());
-            let elsewhere = || self.messages_of(&update.reserve_from);
+            let elsewhere = || {
+                let mut found = self.messages_of(&update.reserve_from)?;
+                found.extend(pinned.iter().map(|(guid, path)| (*guid, path.clone())));
+                Ok(found)
+            };
             let staged = messages::stage(&self.disk, &stage, &held, &change, &update.bodies, source, &elsewhere);
             let written = staged.and_then(|mut staged| {
                 brought = staged.brought;
