@@ -1,6 +1,7 @@
-//! What a `serve` in front of an archive takes, against a real sync_server, from the same real client in the same run.
+//! What a `serve` takes, in front of an archive and of a store in Cyrus's own format, against a real sync_server, from the same
+//! real client in the same run.
 //!
-//! `cargo bench --bench serve [-- messages one]`. Both ends have on disk what they acknowledge.
+//! `cargo bench --bench serve [-- messages ack one]`. All have on disk what they acknowledge.
 
 mod shared;
 #[path = "../tests/util/mod.rs"]
@@ -8,17 +9,24 @@ mod util;
 
 use anyhow::ensure;
 use shared::{Bench, at, done, ms, report, timed};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::io::{Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Command;
-use std::time::Duration;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 use util::cyrus::{PASSWORD, REPLICATOR};
 use util::process::Group;
 use util::{CyrusServer, Imap, Options, Rng, cyrus, eventually};
 
 const BENCHES: &[Bench] = &[
     ("messages", "sync_client -A of 10 users with 500 messages of 4 KB each", messages),
+    (
+        "ack",
+        "what a client waits for the server while it brings one new message, from its first question after login",
+        ack,
+    ),
     ("one", "sync_client -m of a mailbox with one new message, from its start to its end", one),
 ];
 
@@ -27,21 +35,25 @@ fn main() -> anyhow::Result<()> {
     shared::run(BENCHES)
 }
 
-/// A `spooltap serve` in front of an archive below this folder.
+/// What is served, below a folder.
+const STORES: [(&str, &str); 2] = [("archive", "file"), ("cyrus", "cyrus")];
+
+/// A `spooltap serve` in front of a store below this folder.
 struct Served {
     address: SocketAddr,
     _group: Group,
 }
 
 impl Served {
-    fn start(dir: &Path) -> anyhow::Result<Self> {
+    fn start(dir: &Path, (name, scheme): (&str, &str)) -> anyhow::Result<Self> {
+        let dir = &dir.join(name);
         std::fs::create_dir_all(dir)?;
         let passwords = dir.join("passwords");
         std::fs::write(&passwords, format!("{REPLICATOR}:{PASSWORD}\n"))?;
         std::fs::set_permissions(&passwords, PermissionsExt::from_mode(0o600))?;
         let address = TcpListener::bind("127.0.0.1:0")?.local_addr()?;
         let mut command = Command::new(env!("CARGO_BIN_EXE_spooltap"));
-        command.args(["serve", "--archive", &format!("file://{}", dir.join("archive").display())]);
+        command.args(["serve", "--store", &format!("{scheme}://{}", dir.join("store").display())]);
         command.args(["--listen", &address.to_string(), "--passwords"]).arg(&passwords);
         let group = Group::spawn(&mut command)?;
         let up = eventually(Duration::from_secs(30), || TcpStream::connect(address).ok());
@@ -66,23 +78,139 @@ fn messages() -> anyhow::Result<()> {
         }
     }
     let dir = tempfile::tempdir()?;
-    let mut rounds = Vec::new();
+    let mut rounds = STORES.map(|_| Vec::new());
     // One round more than counts: the first fills the caches.
     for round in 0..=ROUNDS {
-        let served = Served::start(&dir.path().join(round.to_string()))?;
-        send_to(&mut source, served.address)?;
-        let (our, output) = timed(|| source.tool("sync_client", &["-A"]))?;
-        done("sync_client -A to serve", &output)?;
-        drop(served);
+        let mut ours = Vec::new();
+        for store in STORES {
+            let served = Served::start(&dir.path().join(round.to_string()), store)?;
+            send_to(&mut source, served.address)?;
+            let (our, output) = timed(|| source.tool("sync_client", &["-A"]))?;
+            done("sync_client -A to serve", &output)?;
+            ours.push(our);
+        }
         let replica = CyrusServer::start(Options::new())?;
         send_to(&mut source, replica.csync())?;
         let (their, output) = timed(|| source.tool("sync_client", &["-A"]))?;
         done("sync_client -A to sync_server", &output)?;
-        if round > 0 {
+        for (rounds, our) in rounds.iter_mut().zip(ours).filter(|_| round > 0) {
             rounds.push((our, their));
         }
+        std::fs::remove_dir_all(dir.path().join(round.to_string()))?;
     }
-    report("serve", "sync_server", &rounds);
+    for ((name, _), rounds) in STORES.iter().zip(&rounds) {
+        report(&format!("serve ({name})"), "sync_server", rounds);
+        let rate = |pick: fn(&(Duration, Duration)) -> Duration| {
+            let mut all: Vec<Duration> = rounds.iter().map(pick).collect();
+            all.sort_unstable();
+            users.len() as f64 * 500.0 / at(&all, 50).as_secs_f64()
+        };
+        println!("  messages/s: {:.0} against {:.0}", rate(|round| round.0), rate(|round| round.1));
+    }
+    Ok(())
+}
+
+/// Both ends of an address that measures how long a client waits for its server.
+struct Clock {
+    address: SocketAddr,
+    /// What was waited for in each session, after the answers that come before its first question: greeting, login,
+    /// compression.
+    waited: Arc<Mutex<Vec<Duration>>>,
+}
+
+const BEFORE: usize = 3;
+
+impl Clock {
+    fn before(server: SocketAddr) -> anyhow::Result<Self> {
+        let listener = TcpListener::bind("127.0.0.1:0")?;
+        let address = listener.local_addr()?;
+        let waited = Arc::new(Mutex::new(Vec::new()));
+        let all = waited.clone();
+        std::thread::spawn(move || {
+            for client in listener.incoming().flatten() {
+                let all = all.clone();
+                std::thread::spawn(move || {
+                    let took = carry(client, server).unwrap_or_default();
+                    all.lock().expect("lock").push(took.into_iter().skip(BEFORE).sum());
+                });
+            }
+        });
+        Ok(Self { address, waited })
+    }
+
+    /// What was waited for in the session that has just ended.
+    fn last(&self) -> anyhow::Result<Duration> {
+        let last = eventually(Duration::from_secs(10), || self.waited.lock().expect("lock").pop());
+        last.ok_or_else(|| anyhow::anyhow!("no session went through"))
+    }
+}
+
+/// Carries bytes both ways; how long each answer took, from the last byte of the question to the first of the answer.
+fn carry(mut client: TcpStream, server: SocketAddr) -> std::io::Result<Vec<Duration>> {
+    let mut server = TcpStream::connect(server)?;
+    client.set_nodelay(true)?;
+    server.set_nodelay(true)?;
+    let asked = Arc::new(Mutex::new(Some(Instant::now())));
+    let (mut from, mut to, told) = (client.try_clone()?, server.try_clone()?, asked.clone());
+    let up = std::thread::spawn(move || {
+        let mut bytes = vec![0; 64 << 10];
+        while let Ok(count) = from.read(&mut bytes) {
+            if count == 0 || to.write_all(&bytes[..count]).is_err() {
+                break;
+            }
+            *told.lock().expect("lock") = Some(Instant::now());
+        }
+        let _ = to.shutdown(Shutdown::Write);
+    });
+    let (mut took, mut bytes) = (Vec::new(), vec![0; 64 << 10]);
+    while let Ok(count) = server.read(&mut bytes) {
+        if count == 0 {
+            break;
+        }
+        took.extend(asked.lock().expect("lock").take().map(|since| since.elapsed()));
+        client.write_all(&bytes[..count])?;
+    }
+    let _ = client.shutdown(Shutdown::Write);
+    let _ = up.join();
+    Ok(took)
+}
+
+fn ack() -> anyhow::Result<()> {
+    const MESSAGES: usize = 150;
+    let mut source = CyrusServer::start(Options::new().users(&["u1"]))?;
+    let replica = CyrusServer::start(Options::new())?;
+    let dir = tempfile::tempdir()?;
+    let served = STORES.map(|store| Served::start(dir.path(), store));
+    let mut places = Vec::new();
+    for (store, served) in STORES.iter().zip(&served) {
+        let served = served.as_ref().map_err(|error| anyhow::anyhow!("{error:#}"))?;
+        places.push((format!("serve ({})", store.0), Clock::before(served.address)?, Vec::new()));
+    }
+    places.push(("sync_server".to_owned(), Clock::before(replica.csync())?, Vec::new()));
+    let mut session = source.imap("u1")?;
+    for number in 0..=MESSAGES {
+        append(&mut session, number, 4096)?;
+        for (_, clock, waited) in &mut places {
+            send_to(&mut source, clock.address)?;
+            done("sync_client -m", &source.tool("sync_client", &["-m", "user.u1"])?)?;
+            let took = clock.last()?;
+            // The first makes the mailbox.
+            if number > 0 {
+                waited.push(took);
+            }
+        }
+    }
+    places.iter_mut().for_each(|(_, _, waited)| waited.sort_unstable());
+    let theirs = places.last().map(|(_, _, waited)| waited.clone()).unwrap_or_default();
+    for (name, _, waited) in &places {
+        let of = |percent| (ms(at(waited, percent)), ms(at(&theirs, percent)));
+        let ((p50, their50), (p99, their99)) = (of(50), of(99));
+        println!(
+            "  {name}: p50 {p50:.2} ms ({:.2} of sync_server's), p99 {p99:.2} ms ({:.2})",
+            p50 / their50,
+            p99 / their99
+        );
+    }
     Ok(())
 }
 
@@ -91,13 +219,16 @@ fn one() -> anyhow::Result<()> {
     let mut source = CyrusServer::start(Options::new().users(&["u1"]))?;
     let replica = CyrusServer::start(Options::new())?;
     let dir = tempfile::tempdir()?;
-    let served = Served::start(dir.path())?;
+    let mut places = Vec::new();
+    for store in STORES {
+        places.push((format!("serve ({})", store.0), Some(Served::start(dir.path(), store)?), Vec::new()));
+    }
+    places.push(("sync_server".to_owned(), None, Vec::new()));
     let mut session = source.imap("u1")?;
-    let (mut ours, mut theirs) = (Vec::new(), Vec::new());
     for number in 0..=MESSAGES {
         append(&mut session, number, 4096)?;
-        for (address, took) in [(served.address, &mut ours), (replica.csync(), &mut theirs)] {
-            send_to(&mut source, address)?;
+        for (_, served, took) in &mut places {
+            send_to(&mut source, served.as_ref().map_or(replica.csync(), |served| served.address))?;
             let (time, output) = timed(|| source.tool("sync_client", &["-m", "user.u1"]))?;
             done("sync_client -m", &output)?;
             // The first opens connections and starts processes.
@@ -106,11 +237,9 @@ fn one() -> anyhow::Result<()> {
             }
         }
     }
-    ours.sort_unstable();
-    theirs.sort_unstable();
-    for percent in [50, 99] {
-        let (our, their) = (ms(at(&ours, percent)), ms(at(&theirs, percent)));
-        println!("  p{percent}: serve {our:.1} ms, sync_server {their:.1} ms, ratio {:.2}", their / our);
+    for (name, _, mut took) in places {
+        took.sort_unstable();
+        println!("  {name}: p50 {:.1} ms, p99 {:.1} ms", ms(at(&took, 50)), ms(at(&took, 99)));
     }
     Ok(())
 }
