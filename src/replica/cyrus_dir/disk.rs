@@ -63,6 +63,11 @@ impl Disk {
         self.act("sync", path, || file.sync_all())
     }
 
+    /// The same for bytes that are in their place already, without what a file is dated with.
+    pub fn sync_data(&self, file: &File, path: &Path) -> io::Result<()> {
+        self.act("sync", path, || file.sync_data())
+    }
+
     /// Everything written to the file system that holds this directory.
     pub fn sync_all_below(&self, dir: &Path) -> io::Result<()> {
         self.act("syncfs", dir, || Ok(nix::unistd::syncfs(File::open(dir)?)?))
@@ -112,6 +117,15 @@ impl Disk {
 
     /// Makes a directory and those above it, each made known to the disk.
     pub fn make_dir(&self, dir: &Path) -> io::Result<()> {
+        self.make_dirs(dir, true)
+    }
+
+    /// The same, for what nothing stands on, or on which nothing stands before the whole file system is on the disk.
+    pub fn make_dir_for_now(&self, dir: &Path) -> io::Result<()> {
+        self.make_dirs(dir, false)
+    }
+
+    fn make_dirs(&self, dir: &Path, durable: bool) -> io::Result<()> {
         if dir.is_dir() {
             return Ok(());
         }
@@ -124,7 +138,9 @@ impl Disk {
                     Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
                     _ => {}
                 }
-                File::open(dir.parent().unwrap_or(dir))?.sync_all()?;
+                if durable {
+                    File::open(dir.parent().unwrap_or(dir))?.sync_all()?;
+                }
             }
             Ok(())
         })

@@ -43,6 +43,8 @@ pub(super) struct Held {
     pub mailbox: Mailbox,
     /// `cyrus.index` as it is, as far as it counts.
     file_bytes: u64,
+    /// No row of the list names this mailbox yet.
+    fresh: bool,
 }
 
 /// What a mailbox takes of its quota root.
@@ -149,11 +151,11 @@ impl Held {
             records: shown,
         };
         let file_bytes = bytes.len() as u64;
-        Ok(Some(Self { dir: dir.to_owned(), header, index, records, mailbox, file_bytes }))
+        Ok(Some(Self { dir: dir.to_owned(), header, index, records, mailbox, file_bytes, fresh: false }))
     }
 
-    /// A mailbox that is not there yet.
-    pub fn new(dir: &Path, now: i64) -> Self {
+    /// A mailbox that is not there yet; `fresh` if the list has none of its uniqueid.
+    pub fn new(dir: &Path, now: i64, fresh: bool) -> Self {
         let layout = index::layout(MINOR_VERSION);
         let index = IndexHeader {
             minor_version: MINOR_VERSION,
@@ -171,6 +173,7 @@ impl Held {
             records: Vec::new(),
             mailbox,
             file_bytes: 0,
+            fresh,
         }
     }
 
@@ -191,7 +194,7 @@ impl Held {
         self.records.binary_search_by_key(&uid, |found| found.record.uid).ok().and_then(|at| self.records.get(at))
     }
 
-    /// Writes the mailbox as `change` makes it. `facts` are those of messages that are new here, `lost` the UIDs of
+    /// Writes the mailbox as `change` makes it. `before_commit` is done when all is written and nothing counts yet. `facts` are those of messages that are new here, `lost` the UIDs of
     /// expunged ones that never had a file here.
     pub fn write(
         &mut self,
@@ -200,6 +203,7 @@ impl Held {
         owner: Option<&UserId>,
         quotaroot: Option<QuotaRoot>,
         facts: &HashMap<Uid, Facts>,
+        before_commit: &dyn Fn() -> Result<(), DirError>,
     ) -> Result<(), DirError> {
         let (table, bits) = self.flag_slots(&change)?;
         let before = self.records.len();
@@ -264,9 +268,16 @@ impl Held {
         self.set_head(head);
         self.index.sync_crcs = change.crcs;
         self.header = MailboxHeader { user_flags: table, ..self.header_for(head, quotaroot) };
-        let new_header = self.write_header(disk)?;
-        let is_append = !changed_old && !new_header && self.file_bytes != 0;
-        self.write_index(disk, if is_append { Some(before) } else { None })?;
+        if self.fresh {
+            // No row names it: nothing of it counts before all of it is on the disk.
+            self.write_fresh(disk)?;
+            disk.sync_all_below(&self.dir).map_err(|error| DirError::io(&self.dir, error))?;
+            self.fresh = false;
+        } else {
+            let new_header = self.write_header(disk)?;
+            let is_append = !changed_old && !new_header && self.file_bytes != 0;
+            self.write_index(disk, if is_append { Some(before) } else { None }, before_commit)?;
+        }
         self.mailbox.apply(change);
         self.mailbox.head.quotaroot = self.header.quotaroot.clone();
         Ok(())
@@ -334,12 +345,33 @@ impl Held {
         Ok(true)
     }
 
+    /// Both files at once, without a word to the disk.
+    fn write_fresh(&mut self, disk: &Disk) -> Result<(), DirError> {
+        let bytes = header::encode(&self.header);
+        self.header.file_crc = crc32(&bytes);
+        self.index.header_file_crc = self.header.file_crc;
+        let layout = index::layout(self.index.minor_version);
+        let mut text = self.encoded_header()?;
+        self.records.iter().for_each(|found| index::encode_record(layout, found, &mut text));
+        for (path, bytes) in [(header_path(&self.dir), bytes), (index_path(&self.dir), text)] {
+            let written = disk.create(&path).and_then(|file| disk.write(&file, &path, &bytes));
+            written.map_err(|error| DirError::io(&path, error))?;
+        }
+        self.file_bytes = self.index.file_bytes();
+        Ok(())
+    }
+
     fn encoded_header(&self) -> Result<Vec<u8>, DirError> {
         index::encode_header(&self.index).map_err(|error| DirError::format(&index_path(&self.dir), error))
     }
 
     /// The whole index, or only records from `appended` on: these come after what counts, and then the header.
-    fn write_index(&mut self, disk: &Disk, appended: Option<usize>) -> Result<(), DirError> {
+    fn write_index(
+        &mut self,
+        disk: &Disk,
+        appended: Option<usize>,
+        before_commit: &dyn Fn() -> Result<(), DirError>,
+    ) -> Result<(), DirError> {
         let path = index_path(&self.dir);
         let io = |error| DirError::io(&path, error);
         let header = self.encoded_header()?;
@@ -354,12 +386,16 @@ impl Held {
                 if !records.is_empty() {
                     let offset = self.index.record_offset(before as u32 + 1);
                     disk.write_at(&file, &path, offset, &records).map_err(io)?;
+                    before_commit()?;
                     disk.sync(&file, &path).map_err(io)?;
                 }
                 disk.write_at(&file, &path, 0, &header).map_err(io)?;
-                disk.sync(&file, &path).map_err(io)?;
+                disk.sync_data(&file, &path).map_err(io)?;
             }
-            None => disk.replace(&path, &[header, records].concat()).map_err(io)?,
+            None => {
+                before_commit()?;
+                disk.replace(&path, &[header, records].concat()).map_err(io)?;
+            }
         }
         self.file_bytes = self.index.file_bytes();
         Ok(())

@@ -1,5 +1,5 @@
-//! Message files: brought, checked against their GUIDs, put on the disk under names nobody knows, and then, all
-//! together, under their own. What a mailbox here has already is linked.
+//! Message files: brought under names nobody knows, checked against their GUIDs, given their own names, and then, all
+//! together, put on the disk. What a mailbox here has already is linked.
 
 use super::DirError;
 use super::disk::Disk;
@@ -28,8 +28,11 @@ const FEW: usize = 4;
 /// Messages under their staging names; what is not published is removed.
 pub(super) struct Staged<'a> {
     disk: &'a Disk,
+    /// Of the mailbox.
     dir: PathBuf,
     files: Vec<(Uid, PathBuf)>,
+    /// Those that have their own names by now.
+    published: Vec<PathBuf>,
     pub facts: HashMap<Uid, Facts>,
     /// Bytes that came from the source.
     pub brought: u64,
@@ -45,25 +48,34 @@ impl Drop for Staged<'_> {
     }
 }
 
-/// Stages every message of `change` that is new in the mailbox. `stage` is a directory of the same file system.
+/// Stages every message of `change` that is new in the mailbox. `stage` is a directory of the same file system, `number`
+/// one that nobody else has there.
 pub(super) fn stage<'a>(
     disk: &'a Disk,
     stage: &Path,
+    number: u64,
     held: &Held,
     change: &Change,
     bodies: &[BodyRef],
     source: &dyn BodySource,
     elsewhere: &dyn Fn() -> Result<Elsewhere, DirError>,
 ) -> Result<Staged<'a>, DirError> {
-    let mut staged = Staged { disk, dir: held.dir().to_owned(), files: Vec::new(), facts: HashMap::new(), brought: 0 };
+    let mut staged = Staged {
+        disk,
+        dir: held.dir().to_owned(),
+        files: Vec::new(),
+        published: Vec::new(),
+        facts: HashMap::new(),
+        brought: 0,
+    };
+    let mut chunk = Vec::new();
     let new: Vec<&Record> =
         change.records.iter().filter(|record| !record.is_expunged() && held.record(record.uid).is_none()).collect();
     if new.is_empty() {
         return Ok(staged);
     }
     let io = |error| DirError::io(stage, error);
-    disk.make_dir(stage).map_err(io)?;
-    disk.make_dir(held.dir()).map_err(|error| DirError::io(held.dir(), error))?;
+    disk.make_dir_for_now(stage).map_err(io)?;
     let brought: HashMap<MessageGuid, &BodyRef> = bodies.iter().map(|body| (body.guid, body)).collect();
     let mut known: Elsewhere = held
         .mailbox
@@ -74,11 +86,12 @@ pub(super) fn stage<'a>(
         .collect();
     let mut asked = false;
     for record in new {
-        let path = stage.join(format!("{}.{}", record.uid.0, record.guid));
+        let path = stage.join(format!("{number}.{}.{}", record.uid.0, record.guid));
         staged.files.push((record.uid, path.clone()));
         // The one that a run before this has left under its own name is not trusted, only read.
         let own = message_path(held.dir(), record.uid);
-        let mut facts = staged.link(&own, &path, record)?;
+        let when = SystemTime::UNIX_EPOCH + Duration::from_secs(record.internaldate.max(0).unsigned_abs());
+        let mut facts = staged.link(&own, &path, record, when, &mut chunk)?;
         if facts.is_none() {
             if !known.contains_key(&record.guid) && !asked {
                 asked = true;
@@ -87,46 +100,41 @@ pub(super) fn stage<'a>(
                 }
             }
             if let Some(from) = known.get(&record.guid) {
-                facts = staged.link(from, &path, record)?;
+                facts = staged.link(from, &path, record, when, &mut chunk)?;
             }
         }
         if facts.is_none()
             && let Some(body) = brought.get(&record.guid)
         {
-            facts = Some(staged.bring(&path, body, source)?);
+            facts = Some(staged.bring(&path, body, when, &mut chunk, source)?);
         }
         let Some(facts) = facts else {
             return Err(DirError::Changed(format!("the body {} is not here", record.guid)));
         };
         known.insert(record.guid, path);
         staged.facts.insert(record.uid, facts.dated(record.internaldate));
-        let when = SystemTime::UNIX_EPOCH + Duration::from_secs(record.internaldate.max(0).unsigned_abs());
-        let last = staged.files.last().map(|(_, path)| path.clone()).unwrap_or_default();
-        File::open(&last).and_then(|file| file.set_modified(when)).map_err(|error| DirError::io(&last, error))?;
-    }
-    match staged.files.len() {
-        0..FEW => {
-            for (_, path) in &staged.files {
-                let synced = File::open(path).and_then(|file| disk.sync(&file, path));
-                synced.map_err(|error| DirError::io(path, error))?;
-            }
-        }
-        _ => disk.sync_all_below(stage).map_err(io)?,
     }
     Ok(staged)
 }
 
 impl Staged<'_> {
     /// A further name for a message that is here, if it is what it ought to be.
-    fn link(&self, from: &Path, to: &Path, record: &Record) -> Result<Option<Facts>, DirError> {
+    fn link(
+        &self,
+        from: &Path,
+        to: &Path,
+        record: &Record,
+        when: SystemTime,
+        chunk: &mut Vec<u8>,
+    ) -> Result<Option<Facts>, DirError> {
         if !std::fs::metadata(from).is_ok_and(|meta| meta.len() == record.size) {
             return Ok(None);
         }
         let mut checked = Checked::default();
         let mut file = File::open(from).map_err(|error| DirError::io(from, error))?;
-        let mut chunk = vec![0; CHUNK];
+        fit(chunk, record.size);
         loop {
-            let count = file.read(&mut chunk).map_err(|error| DirError::io(from, error))?;
+            let count = file.read(chunk).map_err(|error| DirError::io(from, error))?;
             if count == 0 {
                 break;
             }
@@ -136,11 +144,19 @@ impl Staged<'_> {
             return Ok(None);
         }
         self.disk.link(from, to).map_err(|error| DirError::io(to, error))?;
+        File::open(to).and_then(|file| file.set_modified(when)).map_err(|error| DirError::io(to, error))?;
         Ok(Some(checked.facts()))
     }
 
     /// Brings a message from the source.
-    fn bring(&mut self, path: &Path, body: &BodyRef, source: &dyn BodySource) -> Result<Facts, DirError> {
+    fn bring(
+        &mut self,
+        path: &Path,
+        body: &BodyRef,
+        when: SystemTime,
+        chunk: &mut Vec<u8>,
+        source: &dyn BodySource,
+    ) -> Result<Facts, DirError> {
         let wrong = |disposition, fault: String| {
             let message = format!("message file of UID {} is not what its record says: {fault}", body.uid.0);
             DirError::Body { uid: body.uid, error: StoreError::new(disposition, message) }
@@ -150,9 +166,9 @@ impl Staged<'_> {
         let mut reader = reader.take(body.size.saturating_add(1));
         let file = self.disk.create(path).map_err(|error| DirError::io(path, error))?;
         let mut checked = Checked::default();
-        let mut chunk = vec![0; CHUNK];
+        fit(chunk, body.size);
         loop {
-            let count = match reader.read(&mut chunk) {
+            let count = match reader.read(chunk) {
                 Ok(0) => break,
                 Ok(count) => count,
                 Err(error) if error.kind() == std::io::ErrorKind::Interrupted => continue,
@@ -170,22 +186,47 @@ impl Staged<'_> {
         if guid != body.guid {
             return Err(wrong(Disposition::Quarantine, format!("SHA-1 is {guid}, expected {}", body.guid)));
         }
+        file.set_modified(when).map_err(|error| DirError::io(path, error))?;
         Ok(checked.facts())
     }
 
-    /// Gives every message its name in the mailbox. From here on only the index is missing.
+    /// Gives every message its name in the mailbox. Nothing may name them before `sync`.
     pub fn publish(&mut self) -> Result<(), DirError> {
-        if self.files.is_empty() {
-            return Ok(());
-        }
-        for (uid, path) in &self.files {
-            let to = message_path(&self.dir, *uid);
-            self.disk.rename(path, &to).map_err(|error| DirError::io(&to, error))?;
+        for (uid, path) in std::mem::take(&mut self.files) {
+            let to = message_path(&self.dir, uid);
+            let renamed = self.disk.rename(&path, &to);
             // Two names of one file: then the rename has done nothing.
-            let _ = std::fs::remove_file(path);
+            let _ = std::fs::remove_file(&path);
+            renamed.map_err(|error| DirError::io(&to, error))?;
+            self.published.push(to);
         }
-        self.files.clear();
-        self.disk.sync_dir(&self.dir).map_err(|error| DirError::io(&self.dir, error))
+        Ok(())
+    }
+
+    /// Brings them to the disk, bytes and names. Few by themselves, more with all else that was written: a file system
+    /// that keeps a journal writes that out once, with the first file.
+    pub fn sync(&self) -> Result<(), DirError> {
+        let io = |error| DirError::io(&self.dir, error);
+        match self.published.len() {
+            0 => Ok(()),
+            1..FEW => {
+                for path in &self.published {
+                    let synced = File::open(path).and_then(|file| self.disk.sync(&file, path));
+                    synced.map_err(|error| DirError::io(path, error))?;
+                }
+                self.disk.sync_dir(&self.dir).map_err(io)
+            }
+            _ => self.disk.sync_all_below(&self.dir).map_err(io),
+        }
+    }
+}
+
+/// As much room as a message of that size takes, within limits.
+fn fit(chunk: &mut Vec<u8>, size: u64) {
+    // One more, so that the end is seen at once.
+    let wanted = usize::try_from(size.saturating_add(1)).unwrap_or(CHUNK).min(CHUNK);
+    if chunk.len() < wanted {
+        chunk.resize(wanted, 0);
     }
 }
 

@@ -1,6 +1,6 @@
 //! The directory as one thing: what sessions share, and what each step does to it.
 //!
-//! Locks are taken in this order: the mailbox (one of some stripes), annotations, quotas, the list.
+//! Locks are taken in this order: the turn of quota limits, the mailbox (one of some stripes), annotations, quotas, the list.
 
 use super::DirError;
 use super::disk::Disk;
@@ -36,6 +36,8 @@ pub(super) struct Store {
     quotas: Mutex<Quotas>,
     stripes: [Mutex<()>; STRIPES],
     staged: AtomicU64,
+    /// Limits change one after the other, and before the turn of any mailbox is taken.
+    quota_turn: Mutex<()>,
     /// A change of a file failed: what stands in the quota files may not be what is in use.
     miscounted: AtomicBool,
     /// Last: given back when everything else is closed.
@@ -72,6 +74,7 @@ impl Store {
             quotas: Mutex::new(quotas),
             stripes: std::array::from_fn(|_| Mutex::new(())),
             staged: AtomicU64::new(0),
+            quota_turn: Mutex::new(()),
             miscounted: AtomicBool::new(false),
             places,
             disk,
@@ -275,29 +278,30 @@ impl Store {
         }
         if anew {
             // What a removal or a creation that was cut off has left counts for nothing, but for its messages.
-            self.disk.make_dir(&dir).map_err(|error| DirError::io(&dir, error))?;
+            let made = if real.is_none() { self.disk.make_dir_for_now(&dir) } else { self.disk.make_dir(&dir) };
+            made.map_err(|error| DirError::io(&dir, error))?;
             let notes = dir.join("cyrus.annotations");
             self.disk.remove(&notes).map_err(|error| DirError::io(&notes, error))?;
             self.put_notes(&head.uniqueid, None, &[])?;
         }
-        let mut held = held.unwrap_or_else(|| Held::new(&dir, now()));
+        let mut held = held.unwrap_or_else(|| Held::new(&dir, now(), real.is_none()));
         let change = plan(&held, update)?;
         let before = held.quotaroot().cloned().zip(Some(held.taken())).filter(|_| !anew);
         let mut brought = 0;
         if anew || !held.mailbox.has(&change) {
             let number = self.staged.fetch_add(1, Ordering::Relaxed);
-            let stage = stage_dir(&root).join(number.to_string());
+            let stage = stage_dir(&root);
             let elsewhere = || {
                 let mut found = self.messages_of(&update.reserve_from)?;
                 found.extend(pinned.iter().map(|(guid, path)| (*guid, path.clone())));
                 Ok(found)
             };
-            let staged = messages::stage(&self.disk, &stage, &held, &change, &update.bodies, source, &elsewhere);
+            let staged =
+                messages::stage(&self.disk, &stage, number, &held, &change, &update.bodies, source, &elsewhere);
             let written = staged.and_then(|mut staged| {
                 brought = staged.brought;
                 self.write(&mut held, change, &mut staged)
             });
-            let _ = std::fs::remove_dir(&stage);
             written?;
         }
         let entry = entry_of(head, partition);
@@ -314,7 +318,7 @@ impl Store {
         let quotaroot = lock(&self.quotas).root_of(&head.name);
         staged.publish()?;
         self.put_notes(&head.uniqueid, owner.as_ref(), &change.annotations)?;
-        held.write(&self.disk, change, owner.as_ref(), quotaroot, &staged.facts)
+        held.write(&self.disk, change, owner.as_ref(), quotaroot, &staged.facts, &|| staged.sync())
     }
 
     /// Makes these all annotations of a mailbox.
@@ -474,10 +478,12 @@ impl Store {
     }
 
     pub fn remove(&self, id: &UniqueId, name: &MboxName) -> Result<(), DirError> {
+        self.checked(id, name)?;
+        // As a sync_server does: with the INBOX the user goes, with its root a quota. That takes the turn of each mailbox
+        // below it, so it comes before ours.
+        self.unquota(&QuotaRoot::new(name.as_bytes()))?;
         let _mine = self.stripe(id.as_bytes());
         let row = self.checked(id, name)?;
-        // As a sync_server does: with the INBOX the user goes, with its root a quota.
-        self.unquota(&QuotaRoot::new(name.as_bytes()))?;
         if let Some(user) = name.owner().filter(|_| name.is_inbox()) {
             self.user_at(&user, &row.uniqueid).remove()?;
         }
@@ -496,7 +502,7 @@ impl Store {
             return Ok(());
         }
         let (root, before) = (held.quotaroot().cloned(), held.taken());
-        held.write(&self.disk, change, self.owner(name).as_ref(), root.clone(), &HashMap::new())?;
+        held.write(&self.disk, change, self.owner(name).as_ref(), root.clone(), &HashMap::new(), &|| Ok(()))?;
         let Some(root) = root else { return Ok(()) };
         lock(&self.quotas).moved(&self.places, &self.disk, Some((&root, before)), Some((&root, held.taken())))
     }
@@ -514,13 +520,14 @@ impl Store {
 
     pub fn quota(&self, root: &QuotaRoot, limits: &QuotaLimits) -> Result<(), DirError> {
         check_root(root)?;
-        let _mine = self.stripe(b"quota");
+        let _turn = lock(&self.quota_turn);
         lock(&self.quotas).set(&self.places, &self.disk, root, limits)?;
         // Said again after a crash the root is not new, and some mailboxes may not belong to it yet.
         self.retarget_below(root)
     }
 
     pub fn unquota(&self, root: &QuotaRoot) -> Result<(), DirError> {
+        let _turn = lock(&self.quota_turn);
         lock(&self.quotas).remove(&self.places, &self.disk, root)?;
         // Said again after a crash the root is gone, and some mailboxes may still name it.
         self.retarget_below(root)
@@ -537,6 +544,11 @@ impl Store {
             None => lock(&self.list).rows.below(&MboxName::new(text)).cloned().collect(),
         };
         for entry in entries.iter().filter(|entry| !entry.mbtype.is_intermediate()) {
+            let _mine = self.stripe(entry.uniqueid.as_bytes());
+            // Gone or renamed meanwhile: whoever did that knows the root.
+            if self.entry(&entry.name).as_ref() != Some(entry) {
+                continue;
+            }
             if held::quotaroot_at(&self.dir(entry)?)? != lock(&self.quotas).root_of(&entry.name) {
                 self.retarget(entry, None)?;
             }
