@@ -6,11 +6,12 @@ use super::stage::Stage;
 use crate::csync::reply;
 use crate::csync::request::{Era, Request, Update};
 use crate::model::{
-    AccountView, Annotation, BodyRef, FlagName, MailboxUpdate, MailboxView, MboxName, MboxType, MessageGuid, Partition,
-    Record, Replica, ReplicaError, SieveName, Since, Step, SyncCrcs, UniqueId, UserId,
+    AccountView, Annotation, BodyRef, FENCE, FlagName, MailboxUpdate, MailboxView, MboxName, MboxType, MessageGuid,
+    Partition, Promotion, Record, Replica, ReplicaError, SieveName, Since, Step, SyncCrcs, UniqueId, UserId,
 };
 use std::collections::BTreeSet;
 use std::io::{self, Read, Write};
+use std::time::{Duration, Instant};
 use tracing::{debug, warn};
 
 /// Why a request was not done.
@@ -54,6 +55,11 @@ const TOGETHER: usize = 256;
 /// What a name in a set takes beside its bytes.
 const NAME_BYTES: usize = 64;
 
+const PROMOTED: &str = "IMAP_PERMISSION_DENIED Permission denied, this replica was promoted";
+
+/// A promotion by somebody else is seen after so long.
+const FENCE_HOLDS: Duration = Duration::from_secs(1);
+
 /// Mailboxes of Sieve scripts travel only where both sides said so.
 const SIEVE_MAILBOX: &str = "SIEVE-MAILBOX";
 
@@ -69,6 +75,8 @@ pub(super) struct Session {
     reserved: BTreeSet<MboxName>,
     /// What they take.
     reserved_bytes: usize,
+    /// When it was last looked whether the replica was promoted, and whether it was.
+    fence: Option<(Instant, bool)>,
     /// The oldest form in which this client has sent a mailbox.
     era: Era,
 }
@@ -83,6 +91,7 @@ impl Session {
             sieve_mailboxes: false,
             reserved,
             reserved_bytes: 0,
+            fence: None,
             era: Era::Three2,
         }
     }
@@ -188,7 +197,30 @@ impl Session {
         }
     }
 
+    /// Somebody else may have promoted it meanwhile.
+    fn is_promoted(&mut self) -> Result<bool, Refused> {
+        if let Some((at, promoted)) = self.fence
+            && at.elapsed() < FENCE_HOLDS
+        {
+            return Ok(promoted);
+        }
+        let promoted = Promotion::among(&self.replica.view_server_annotations()?).is_some();
+        self.fence = Some((Instant::now(), promoted));
+        Ok(promoted)
+    }
+
     fn change(&mut self, request: Request) -> Done {
+        match &request {
+            // How a fence is raised and taken down.
+            Request::Annotation { name, annotation: Annotation { entry, .. } }
+            | Request::Unannotation { name, entry, .. }
+                if name.is_empty() && entry == FENCE =>
+            {
+                self.fence = None;
+            }
+            _ if self.is_promoted()? => return Err(Refused::No(PROMOTED.into())),
+            _ => {}
+        }
         let step = match request {
             Request::Mailbox(update) => return self.mailbox(*update),
             Request::Expunge { name, uniqueid, uids } => Step::Expunge { uniqueid, name, uids },

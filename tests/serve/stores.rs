@@ -3,9 +3,11 @@
 
 use super::super::archive::Source;
 use super::super::util::cyrus::{PASSWORD, REPLICATOR};
+use super::super::util::eventually;
 use super::talk::Talk;
 use super::{KINDS, Kind, Served, open};
 use std::process::Command;
+use std::time::Duration;
 
 /// A `MAILBOX` with one message under UID 1.
 fn with_message(id: &str, name: &str, guid: &str, size: usize) -> String {
@@ -124,5 +126,34 @@ fn what_is_no_store_of_ours_is_refused() {
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
         assert_eq!(output.status.code(), Some(78), "{url}: {said}");
         assert!(said.contains("is no store that can be served"), "{said}");
+    }
+}
+
+/// A store that has taken over takes nothing any more, but the end of that.
+#[test]
+fn a_promoted_store_takes_nothing() {
+    use spooltap::model::{FENCE, Promotion, ReplicaError, Step, UserId};
+    for kind in KINDS {
+        let dir = tempfile::tempdir().expect("directory");
+        let served = Served::of(kind, dir.path(), &[]);
+        let mut source = Source::new("fence001", "user.f1");
+        let (mut session, mut other) = (open(&served), open(&served));
+        source.append("From: a\r\n\r\none\r\n");
+        session.apply(&source.step(None), &source.bodies).expect("applies");
+        let fence = Promotion { host: "h".into(), ..Promotion::default() }.annotation();
+        session.apply(&Step::ServerAnnotation(fence), &source.bodies).expect("is raised");
+        let since = source.since();
+        source.append("From: a\r\n\r\ntwo\r\n");
+        // The one that raised it at once, the other a moment later.
+        let error = session.apply(&source.step(Some(since)), &source.bodies).expect_err("refused");
+        assert!(matches!(error, ReplicaError::Refused(_)) && error.to_string().contains("promoted"), "{error}");
+        let seen = eventually(Duration::from_secs(20), || {
+            let note = Step::Subscribe { user: "f1".into(), name: "user.f1".into() };
+            other.apply(&note, &source.bodies).is_err().then_some(())
+        });
+        assert!(seen.is_some(), "{kind:?}");
+        let lower = Step::RemoveServerAnnotation { entry: FENCE.to_vec(), userid: UserId::from("") };
+        session.apply(&lower, &source.bodies).expect("is taken down");
+        session.apply(&source.step(Some(since)), &source.bodies).expect("applies again");
     }
 }
