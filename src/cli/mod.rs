@@ -42,6 +42,7 @@ pub struct Cli {
 }
 
 #[derive(Clone, Debug, Default, Args)]
+#[command(next_help_heading = "Common options")]
 struct Common {
     /// Cyrus's configuration [default: /etc/imapd.conf]
     #[arg(short = 'C', long = "imapd-conf", global = true, value_name = "FILE")]
@@ -56,7 +57,7 @@ struct Common {
     /// file:///DIR, cyrus:///DIR, or its name in the configuration; may be repeated
     #[arg(long, global = true, value_name = "URL")]
     replica: Vec<String>,
-    /// File with the password [else: credential spooltap-password, SPOOLTAP_PASSWORD, sync_password]
+    /// File with the password [else: credential spooltap-password, SPOOLTAP_PASSWORD, /etc/spooltap/password, sync_password]
     #[arg(long, global = true, value_name = "FILE")]
     password_file: Option<PathBuf>,
     /// sync channel whose CHANNEL_sync_* options of imapd.conf name the replica

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 #[derive(Debug, Args)]
 pub(super) struct MoveArgs {
+    /// Who is to be moved, as he logs in
     user: String,
     /// The replica that is to have the user alone: its URL, its name in the configuration, or a part of the URL
     #[arg(long, value_name = "REPLICA")]

@@ -78,3 +78,45 @@ fn exit_codes_are_the_same_in_help_and_manual() {
         "{told:?}"
     );
 }
+
+/// The page as somebody reads it, without its macros.
+fn words(page: &str) -> String {
+    page.replace("\n.", "\n").replace(" ,", "")
+}
+
+#[test]
+fn pages_by_hand_are_there_and_name_every_setting() {
+    let dir = tempfile::tempdir().expect("directory");
+    check("man", &bare(&["man", dir.path().to_str().expect("UTF-8")]), 0, &[]);
+    let page = |name: &str| fs::read_to_string(dir.path().join(name)).unwrap_or_else(|error| panic!("{name}: {error}"));
+    assert!(page("spooltap.7").contains(".Dt SPOOLTAP 7"));
+    let settings = words(&page("spooltap.toml.5"));
+    // Whoever types an unknown key is told all that exist.
+    let mut known = 0;
+    for place in ["", "[tls]\n", "[[route]]\n", "[[replica]]\nurl = \"file:///x\"\n"] {
+        let file = dir.path().join("spooltap.toml");
+        fs::write(&file, format!("{place}tea = 1\n")).expect("writes");
+        let told = said(&bare(&["--config", file.to_str().expect("UTF-8"), "check"]));
+        let keys = told.split_once("expected one of ").expect("tells them").1;
+        for key in keys.split('`').skip(1).step_by(2) {
+            let shown = settings.lines().any(|line| {
+                let mut words = line.split([' ', ',']);
+                words.next().is_some_and(|macros| macros == "It" || macros == "Ic") && words.any(|word| word == key)
+            }) || settings.contains(&format!("Ic [{key}]"))
+                || settings.contains(&format!("Ic [[{key}]]"));
+            assert!(shown, "{place}{key} is not in spooltap.toml(5)");
+            known += 1;
+        }
+    }
+    assert!(known > 40, "{known} settings");
+    let Ok(lint) = std::process::Command::new("mandoc")
+        .args(["-T", "lint", "-W", "warning"])
+        .arg(dir.path().join("spooltap.7"))
+        .arg(dir.path().join("spooltap.toml.5"))
+        .arg(dir.path().join("spooltap.1"))
+        .output()
+    else {
+        return;
+    };
+    assert!(lint.status.success(), "{}", said(&lint));
+}
