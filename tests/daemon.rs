@@ -274,6 +274,8 @@ fn systemd_is_told_and_a_reload_loses_nothing() {
     hangup();
     lab.deliver("u1");
     wait_for("RELOADING=1");
+    // Who asks now waits for the answer.
+    assert_eq!(lab.says(&["allow", "--minutes", "1"]).status.code(), Some(0));
     lab.deliver("u1");
     wait_for("READY=1");
     lab.deliver("u1");

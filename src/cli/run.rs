@@ -2,11 +2,13 @@
 
 use super::setup::{Setup, replica_failure};
 use super::{Common, Exit, Failure, Outcome};
+use crate::daemon::control::Door;
 use crate::daemon::moves::Hands;
 use crate::daemon::scrub::{Scrub, ScrubSettings};
 use crate::daemon::{self, End, Running, Service};
 use crate::engine::{Options, ScanPace, fence};
 use crate::model::{Denial, ReplicaError};
+use crate::state::hand_over;
 use clap::Args;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -24,8 +26,9 @@ pub(super) struct RunArgs {
 pub(super) fn run(common: &Common, args: &RunArgs) -> Outcome {
     let mut setup = Setup::open(common, true)?;
     refusals(&setup)?;
+    let mut door = None;
     loop {
-        match once(common, args, &setup)? {
+        match once(common, args, &setup, &mut door)? {
             End::Stop => return Ok(Exit::Ok),
             End::Reload(fresh) => setup = fresh,
         }
@@ -61,7 +64,7 @@ fn refusals(setup: &Setup) -> Result<(), Failure> {
 
 /// From one start to a stop, or to a reload: then everything is started anew but the process. No change is lost, because
 /// capture is armed before the scan that finds what happened in between.
-fn once(common: &Common, args: &RunArgs, setup: &Setup) -> Result<End<Setup>, Failure> {
+fn once(common: &Common, args: &RunArgs, setup: &Setup, door: &mut Option<Door>) -> Result<End<Setup>, Failure> {
     let config = &setup.config;
     let state = setup.state()?;
     let moves = setup.moves()?;
@@ -89,6 +92,7 @@ fn once(common: &Common, args: &RunArgs, setup: &Setup) -> Result<End<Setup>, Fa
         &service.orders(),
     )
     .map_err(|error| Failure::new(super::setup::capture_exit(&error), error))?;
+    hand_over(&config.state.join("cookies"));
     let settings =
         ScrubSettings { rate: config.scrub_rate, every: config.scrub_every, busy_percent: config.busy_io_percent };
     let scrub =
@@ -105,7 +109,7 @@ fn once(common: &Common, args: &RunArgs, setup: &Setup) -> Result<End<Setup>, Fa
         "moves",
         move |stop| hands.work(stop),
         || {
-            let serve = || daemon::serve(&running, &service, (&moves, scrub.as_deref()), &reload);
+            let mut serve = || daemon::serve(&running, &service, (&moves, scrub.as_deref()), &reload, door);
             match scrub.clone() {
                 Some(scrub) => beside("scrub", move |stop| scrub.work(stop), serve),
                 None => serve(),

@@ -376,7 +376,7 @@ fn check_url(url: &str, can_log_in: bool, mut fault: impl FnMut(&str, String, &s
                 fault(
                     "password",
                     format!("no password for {url}"),
-                    "use password_file, the credential spooltap-password, SPOOLTAP_PASSWORD or sync_password",
+                    "put it into /etc/spooltap/password (mode 600); or use password_file, the credential spooltap-password, SPOOLTAP_PASSWORD or sync_password",
                 );
             }
         }

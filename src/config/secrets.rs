@@ -11,6 +11,9 @@ use zeroize::Zeroizing;
 /// The credential for every replica that has none of its own; with `-NAME` behind it, for the replica of that name.
 const CREDENTIAL: &str = "spooltap-password";
 
+/// Where the unit's credential comes from. Whoever may read it, root at a terminal, need not name it.
+const USUAL_FILE: &str = "/etc/spooltap/password";
+
 /// A password. Never printed, wiped when dropped.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Secret(Zeroizing<String>);
@@ -41,6 +44,8 @@ pub struct Credentials {
     credential: Option<Secret>,
     /// `SPOOLTAP_PASSWORD`.
     environment: Option<Secret>,
+    /// From `/etc/spooltap/password`.
+    usual: Option<Secret>,
     /// By URL, where a replica has its own.
     own: BTreeMap<String, Secret>,
 }
@@ -54,10 +59,18 @@ impl Credentials {
         let mut keep = |read: Result<Secret, ConfigFault>| read.map_err(|fault| faults.push(fault)).ok();
         let mut out = Self {
             file: raw.password_file.as_deref().and_then(|path| keep(private(path))),
-            credential: credential(CREDENTIAL).and_then(|path| keep(read(&path))),
+            // The unit gives an empty one where no file is.
+            credential: credential(CREDENTIAL)
+                .and_then(|path| keep(read(&path)))
+                .filter(|secret| !secret.expose().is_empty()),
             environment: std::env::var("SPOOLTAP_PASSWORD").ok().map(Secret::new),
+            usual: None,
             own: BTreeMap::new(),
         };
+        let usual = Path::new(USUAL_FILE);
+        if out.best().is_none() && std::fs::File::open(usual).is_ok() {
+            out.usual = keep(private(usual));
+        }
         for replica in &raw.replica {
             let named = replica.name.as_ref().map(|name| format!("{CREDENTIAL}-{name}"));
             let own = match (&replica.password_file, &replica.credential) {
@@ -84,7 +97,7 @@ impl Credentials {
 
     /// The one for all others.
     pub(super) fn best(&self) -> Option<&Secret> {
-        self.file.as_ref().or(self.credential.as_ref()).or(self.environment.as_ref())
+        self.file.as_ref().or(self.credential.as_ref()).or(self.environment.as_ref()).or(self.usual.as_ref())
     }
 }
 

@@ -87,16 +87,43 @@ pub fn ask(state: &Path, request: &Request) -> Result<Response, ControlError> {
     talk().map_err(|cause| ControlError::Talk { path, cause })
 }
 
-/// Listens; a socket that a killed daemon left behind is replaced (the state's lock says that it is dead).
-pub(super) fn listen(state: &Path) -> io::Result<UnixListener> {
-    let path = socket_path(state);
-    match std::fs::remove_file(&path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        _ => {}
+/// The socket of a running daemon. It outlives a reload: who asks meanwhile waits, and is not told that nobody is there.
+pub struct Door {
+    path: PathBuf,
+    listener: std::os::unix::net::UnixListener,
+}
+
+impl Door {
+    /// A socket that a killed daemon left behind is replaced (the state's lock says that it is dead).
+    fn open(path: PathBuf) -> io::Result<Self> {
+        match std::fs::remove_file(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        let listener = std::os::unix::net::UnixListener::bind(&path)?;
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600))?;
+        listener.set_nonblocking(true)?;
+        Ok(Self { path, listener })
     }
-    let listener = UnixListener::bind(&path)?;
-    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600))?;
-    Ok(listener)
+
+    /// The one there is, if it is this state directory's; else a new one.
+    pub(super) fn listen(door: &mut Option<Self>, state: &Path) -> io::Result<UnixListener> {
+        let path = socket_path(state);
+        if door.as_ref().is_none_or(|door| door.path != path) {
+            *door = None;
+        }
+        let door = match door {
+            Some(door) => door,
+            None => door.insert(Self::open(path)?),
+        };
+        UnixListener::from_std(door.listener.try_clone()?)
+    }
+}
+
+impl Drop for Door {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.path);
+    }
 }
 
 /// One question and its answer.

@@ -4,6 +4,7 @@
 
 use crate::engine::{Lane, MoveError, Mover, Share};
 use crate::model::UserId;
+use crate::state::hand_over;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, HashSet};
 use std::io::{self, Write};
@@ -77,6 +78,7 @@ impl Moves {
         let mut file = std::fs::File::create(&fresh)?;
         file.write_all(&serde_json::to_vec_pretty(&list).map_err(io::Error::other)?)?;
         file.sync_all()?;
+        hand_over(&fresh);
         std::fs::rename(&fresh, &self.path)?;
         self.path.parent().map_or(Ok(()), |dir| std::fs::File::open(dir)?.sync_all())
     }

@@ -1,7 +1,7 @@
 //! The daemon's top loop: signals, the control socket, figures, systemd.
 
 use super::caught_up::CaughtUp;
-use super::control::{self, Request, Response};
+use super::control::{self, Door, Request, Response};
 use super::moves::{Moves, begin};
 use super::report::{Book, Memory, SourceStatus, Status, unix_now};
 use super::scrub::Scrub;
@@ -9,6 +9,7 @@ use super::{Running, metrics, systemd};
 use crate::capture;
 use crate::engine::{StandingOrder, Word};
 use crate::model::Notice;
+use crate::state::hand_over;
 use futures::StreamExt;
 use futures::future::LocalBoxFuture;
 use futures::stream::FuturesUnordered;
@@ -70,15 +71,16 @@ impl Service {
 }
 
 /// Serves until SIGTERM or SIGINT (a second one leaves at once) or until SIGHUP finds a good configuration. SIGUSR1 asks
-/// for a scan. Scans first; what happens meanwhile is seen by capture, which is armed already.
+/// for a scan. `door` stays open over a reload. Scans first; what happens meanwhile is seen by capture, which is armed already.
 pub fn serve<T>(
     running: &Running,
     service: &Service,
     (moves, scrub): (&Moves, Option<&Scrub>),
     reload: &dyn Fn() -> Option<T>,
+    door: &mut Option<Door>,
 ) -> io::Result<End<T>> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(run(running, service, (moves, scrub), reload))
+    runtime.block_on(run(running, service, (moves, scrub), reload, door))
 }
 
 async fn run<T>(
@@ -86,12 +88,13 @@ async fn run<T>(
     service: &Service,
     (moves, scrub): (&Moves, Option<&Scrub>),
     reload: &dyn Fn() -> Option<T>,
+    door: &mut Option<Door>,
 ) -> io::Result<End<T>> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut hangup = signal(SignalKind::hangup())?;
     let mut scan = signal(SignalKind::user_defined1())?;
-    let socket = control::listen(&service.state)?;
+    let socket = Door::listen(door, &service.state)?;
     let metrics = match service.metrics_listen {
         Some(address) => Some(TcpListener::bind(address).await?),
         None => None,
@@ -143,8 +146,8 @@ async fn run<T>(
     if matches!(end, End::Stop) {
         systemd::notify("STOPPING=1\nSTATUS=stopping");
         leave_at_second_signal();
+        *door = None;
     }
-    let _ = std::fs::remove_file(control::socket_path(&service.state));
     Ok(end)
 }
 
@@ -351,5 +354,6 @@ pub(super) fn write_whole(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let mut fresh = path.as_os_str().to_owned();
     fresh.push(".new");
     std::fs::write(&fresh, bytes)?;
+    hand_over(Path::new(&fresh));
     std::fs::rename(&fresh, path)
 }

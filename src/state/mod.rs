@@ -9,12 +9,14 @@
 mod at_work;
 mod inspect;
 mod intents;
+mod owner;
 mod promotions;
 mod receipt;
 mod store;
 
 pub use at_work::Slot;
 pub use inspect::{Counts, Entry, Report, StateFile};
+pub use owner::hand_over;
 pub use promotions::Promotions;
 pub use receipt::{Lift, MailboxReceipt, UserReceipt};
 pub use store::{ReplicaState, State, StateError};

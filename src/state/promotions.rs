@@ -75,6 +75,7 @@ impl Promotions {
         let mut file = std::fs::File::create(&fresh)?;
         file.write_all(&serde_json::to_vec_pretty(&lines).map_err(io::Error::other)?)?;
         file.sync_all()?;
+        super::hand_over(&fresh);
         std::fs::rename(&fresh, &self.path)?;
         std::fs::File::open(dir)?.sync_all()?;
         self.lines = lines;

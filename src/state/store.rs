@@ -102,6 +102,9 @@ impl State {
             begun.clear();
         }
         let at_work = AtWork::open(&dir.join("at-work"), fresh);
+        for name in ["state.redb", "begun", "at-work"] {
+            super::hand_over(&dir.join(name));
+        }
         let db = RwLock::new(Some(db));
         let inner = Arc::new(Inner { db, path, begun, at_work, buffer: Mutex::default(), wake: Condvar::new() });
         let own = inner.clone();

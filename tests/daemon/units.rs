@@ -80,7 +80,7 @@ fn the_commands_of_the_units_exist() {
             assert!(output.status.success(), "{unit} {key}: {}", String::from_utf8_lossy(&output.stderr));
         }
     }
-    for drop_in in ["own-user.conf", "fanotify.conf"] {
+    for drop_in in ["own-user.conf", "fanotify.conf", "paths.conf"] {
         assert!(read(&format!("systemd/drop-ins/{drop_in}")).contains("[Service]"));
     }
 }
