@@ -3,6 +3,7 @@
 mod fanotify;
 mod live;
 mod locks;
+mod remote;
 mod sources;
 mod storm;
 mod synclog;

@@ -15,6 +15,7 @@ mod daemon;
 mod derive;
 mod failover;
 mod formats;
+mod package;
 mod push;
 mod recovery;
 mod replay;

@@ -5,7 +5,7 @@ use nix::sys::signal::{Signal, kill, killpg};
 use nix::unistd::Pid;
 use std::fs;
 use std::os::unix::process::CommandExt;
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 use std::time::Duration;
 
 /// A process, all that it starts, and a shell that kills them when the pipe from us closes.
@@ -30,6 +30,11 @@ impl Group {
 
     pub fn pid(&self) -> Pid {
         Pid::from_raw(self.leader.id() as i32)
+    }
+
+    /// The first process's, where it was asked for.
+    pub fn stdin(&mut self) -> Option<ChildStdin> {
+        self.leader.stdin.take()
     }
 
     /// The processes that are alive, with their names.
