@@ -64,7 +64,9 @@ pub(super) fn error(text: &str) {
 fn send(severity: Severity, line: &str) {
     let Some((_, facility)) = OPEN.get() else { return };
     let mut line: String = line.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
-    line.truncate(line.floor_char_boundary(LONGEST));
+    while line.len() > LONGEST {
+        line.pop();
+    }
     let _ = nix::syslog::syslog(Priority::new(severity, *facility), &line);
 }
 

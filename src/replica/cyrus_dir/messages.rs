@@ -48,12 +48,18 @@ impl Drop for Staged<'_> {
     }
 }
 
-/// Stages every message of `change` that is new in the mailbox. `stage` is a directory of the same file system, `number`
-/// one that nobody else has there.
+/// Where the messages of one change wait for their names.
+pub(super) struct Waiting<'a> {
+    /// Of the same file system as the mailbox.
+    pub dir: &'a Path,
+    /// One that nobody else has there.
+    pub number: u64,
+}
+
+/// Stages every message of `change` that is new in the mailbox.
 pub(super) fn stage<'a>(
     disk: &'a Disk,
-    stage: &Path,
-    number: u64,
+    waiting: &Waiting<'_>,
     held: &Held,
     change: &Change,
     bodies: &[BodyRef],
@@ -74,8 +80,7 @@ pub(super) fn stage<'a>(
     if new.is_empty() {
         return Ok(staged);
     }
-    let io = |error| DirError::io(stage, error);
-    disk.make_dir_for_now(stage).map_err(io)?;
+    disk.make_dir_for_now(waiting.dir).map_err(|error| DirError::io(waiting.dir, error))?;
     let brought: HashMap<MessageGuid, &BodyRef> = bodies.iter().map(|body| (body.guid, body)).collect();
     let mut known: Elsewhere = held
         .mailbox
@@ -86,7 +91,7 @@ pub(super) fn stage<'a>(
         .collect();
     let mut asked = false;
     for record in new {
-        let path = stage.join(format!("{number}.{}.{}", record.uid.0, record.guid));
+        let path = waiting.dir.join(format!("{}.{}.{}", waiting.number, record.uid.0, record.guid));
         staged.files.push((record.uid, path.clone()));
         // The one that a run before this has left under its own name is not trusted, only read.
         let own = message_path(held.dir(), record.uid);

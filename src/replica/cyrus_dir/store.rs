@@ -289,15 +289,14 @@ impl Store {
         let before = held.quotaroot().cloned().zip(Some(held.taken())).filter(|_| !anew);
         let mut brought = 0;
         if anew || !held.mailbox.has(&change) {
-            let number = self.staged.fetch_add(1, Ordering::Relaxed);
-            let stage = stage_dir(&root);
+            let (dir, number) = (stage_dir(&root), self.staged.fetch_add(1, Ordering::Relaxed));
+            let waiting = messages::Waiting { dir: &dir, number };
             let elsewhere = || {
                 let mut found = self.messages_of(&update.reserve_from)?;
                 found.extend(pinned.iter().map(|(guid, path)| (*guid, path.clone())));
                 Ok(found)
             };
-            let staged =
-                messages::stage(&self.disk, &stage, number, &held, &change, &update.bodies, source, &elsewhere);
+            let staged = messages::stage(&self.disk, &waiting, &held, &change, &update.bodies, source, &elsewhere);
             let written = staged.and_then(|mut staged| {
                 brought = staged.brought;
                 self.write(&mut held, change, &mut staged)
