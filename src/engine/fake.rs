@@ -35,6 +35,8 @@ pub(super) struct Content {
     pub marks: usize,
     /// Readings of whole mailboxes.
     pub readings: usize,
+    /// Keys of databases that somebody is writing.
+    pub busy: BTreeSet<DirtyKey>,
     /// What happens to a mailbox right after the next reading.
     pub after_reading: Option<fn(&mut MailboxSnapshot)>,
     /// What clients do right before a user's data is read.
@@ -156,6 +158,10 @@ impl MailStore for FakeStore {
 
     fn quota(&self, root: &QuotaRoot) -> Result<Option<QuotaLimits>, StoreError> {
         Ok(self.0.lock().expect("lock").quotas.get(root).cloned())
+    }
+
+    fn is_settled(&self, key: &DirtyKey) -> bool {
+        !self.0.lock().expect("lock").busy.contains(key)
     }
 
     fn server_annotations(&self) -> Result<Vec<Annotation>, StoreError> {

@@ -438,6 +438,8 @@ pub struct Engine {
     workers: Vec<JoinHandle<()>>,
     stopping: Arc<AtomicBool>,
     scanning: Arc<scan::Progress>,
+    /// What the router has to look at again is open as well.
+    open: route::Oldest,
 }
 
 impl Engine {
@@ -496,13 +498,14 @@ impl Engine {
         let (orders, inbox) = mpsc::channel();
         let all = replicas.clone();
         let scanning = Arc::<scan::Progress>::default();
-        let (theirs, pace) = (scanning.clone(), options.scan_pace);
+        let (open, pace) = (route::Oldest::default(), options.scan_pace);
+        let theirs = (scanning.clone(), open.clone());
         let router = std::thread::Builder::new()
             .name("router".into())
-            .spawn(move || route::Router::new(store, all, theirs, pace).run(&inbox))
+            .spawn(move || route::Router::new(store, all, theirs.0, theirs.1, pace).run(&inbox))
             .ok()
             .map(|thread| (orders, thread));
-        Self { replicas, router, workers, stopping, scanning }
+        Self { replicas, router, workers, stopping, scanning, open }
     }
 
     fn order(&self, order: route::Order) {
@@ -576,7 +579,12 @@ impl Engine {
     }
 
     pub fn stats(&self) -> Vec<ReplicaStats> {
-        self.replicas.iter().map(|shared| shared.stats()).collect()
+        let open = lock(&self.open).map_or(0.0, |seen_at| seen_at.elapsed().as_secs_f64());
+        let mut stats: Vec<ReplicaStats> = self.replicas.iter().map(|shared| shared.stats()).collect();
+        for one in &mut stats {
+            one.queue.oldest_seconds = one.queue.oldest_seconds.max(open);
+        }
+        stats
     }
 
     /// Finishes the jobs in flight, up to `timeout`, then leaves. Receipts are durable afterwards.

@@ -10,8 +10,8 @@ use crate::model::{
     QuotaRoot, Scope, StoreError, UniqueId, UserId, UserPart, UserRef,
 };
 use crate::state::ReplicaState;
-use std::collections::BTreeSet;
-use std::sync::{Arc, mpsc};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::time::{Duration, Instant};
 
 /// What the router is told.
@@ -36,6 +36,14 @@ const OTHERS_TURN: u32 = 4;
 /// Pause before a key whose reading failed is tried again.
 const RETRY: Duration = Duration::from_millis(100);
 
+/// First pause before a key is looked at again whose database a writer was at work on; each one is twice as long.
+const UNSETTLED: Duration = Duration::from_millis(5);
+/// Longest of these pauses: somebody who is stopped in the middle of a transaction keeps his lock.
+const UNSETTLED_MOST: Duration = Duration::from_secs(30);
+
+/// When the oldest of something was seen.
+pub(super) type Oldest = Arc<Mutex<Option<Instant>>>;
+
 pub(super) struct Router {
     store: Arc<dyn MailStore>,
     replicas: Vec<Arc<Shared>>,
@@ -44,8 +52,12 @@ pub(super) struct Router {
     annotations: ChangedAnnotations,
     server_annotations: Option<Vec<Annotation>>,
     retry: Vec<(Instant, Notice)>,
+    /// Read while a writer was at work: what he commits later may have been told already.
+    unsettled: BTreeMap<DirtyKey, Unsettled>,
     /// Told to those who watch over us: a scan may take long.
     scanning: Arc<Progress>,
+    /// Told to them as well: see `tell_open`.
+    open: Oldest,
     running: Option<Running>,
     pace: Pace,
     /// So that a slow scan does not go by leaps.
@@ -55,6 +67,13 @@ pub(super) struct Router {
     wanted: Option<Scope>,
     /// Who waits for all that was asked for so far.
     waiting: Vec<mpsc::Sender<()>>,
+}
+
+/// A key to be looked at again, until it was once while nobody was writing.
+struct Unsettled {
+    seen_at: Instant,
+    look_at: Instant,
+    pause: Duration,
 }
 
 /// A scan under way.
@@ -73,6 +92,7 @@ impl Router {
         store: Arc<dyn MailStore>,
         replicas: Vec<Arc<Shared>>,
         scanning: Arc<Progress>,
+        open: Oldest,
         pace: ScanPace,
     ) -> Self {
         Self {
@@ -82,7 +102,9 @@ impl Router {
             annotations: ChangedAnnotations::default(),
             server_annotations: None,
             retry: Vec::new(),
+            unsettled: BTreeMap::new(),
             scanning,
+            open,
             running: None,
             pace: Pace::new(Some(pace.per_second)),
             piece_most: (pace.per_second > 0).then_some(pace.per_second as usize / 4),
@@ -94,11 +116,12 @@ impl Router {
 
     pub(super) fn run(mut self, inbox: &mpsc::Receiver<Order>) {
         loop {
+            self.tell_open();
             self.begin_scan();
             // Between two pieces of a scan whoever has something to say is heard.
             let wait = match &self.running {
-                Some(running) => self.retry.iter().map(|(at, _)| *at).chain([running.next_at]).min(),
-                None => self.retry.iter().map(|(at, _)| *at).min(),
+                Some(running) => self.look_at().chain([running.next_at]).min(),
+                None => self.look_at().min(),
             };
             let order = match wait {
                 None => inbox.recv().map_err(|_| mpsc::RecvTimeoutError::Disconnected),
@@ -111,7 +134,10 @@ impl Router {
                     self.waiting.push(done);
                 }
                 Ok(Order::Flush(done)) => {
-                    let again = self.retry.drain(..).map(|(_, notice)| notice).collect();
+                    let mut again: Vec<Notice> = self.retry.drain(..).map(|(_, notice)| notice).collect();
+                    again.extend(
+                        self.unsettled.iter().map(|(key, one)| Notice { key: key.clone(), seen_at: one.seen_at }),
+                    );
                     self.notices(again);
                     self.waiting.push(done);
                 }
@@ -124,6 +150,7 @@ impl Router {
                 self.retry = later;
                 self.notices(due.into_iter().map(|(_, notice)| notice).collect());
             }
+            self.look_again(now);
             self.scan_on();
         }
     }
@@ -136,12 +163,57 @@ impl Router {
                 self.want(scope);
                 continue;
             }
+            self.unless_settled(&notice);
             if let Err(error) = self.notice(&notice) {
                 self.trouble(&error);
                 self.retry.push((Instant::now() + RETRY, notice));
             }
         }
         self.replicas.iter().for_each(|shared| shared.queue.hold(false));
+    }
+
+    /// Remembers to look again at what somebody is writing at this moment.
+    fn unless_settled(&mut self, notice: &Notice) {
+        if self.store.is_settled(&notice.key) {
+            self.unsettled.remove(&notice.key);
+            return;
+        }
+        let look_at = Instant::now() + UNSETTLED;
+        let one = self.unsettled.entry(notice.key.clone()).or_insert(Unsettled {
+            seen_at: notice.seen_at,
+            look_at,
+            pause: UNSETTLED,
+        });
+        (one.seen_at, one.look_at, one.pause) = (one.seen_at.min(notice.seen_at), look_at, UNSETTLED);
+    }
+
+    /// Looks again at what was being written, and is due.
+    fn look_again(&mut self, now: Instant) {
+        let due = self.unsettled.iter().filter(|(_, one)| one.look_at <= now);
+        let due: Vec<(DirtyKey, Instant, Duration)> =
+            due.map(|(key, one)| (key.clone(), one.seen_at, one.pause)).collect();
+        if due.is_empty() {
+            return;
+        }
+        self.notices(due.iter().map(|(key, seen_at, _)| Notice { key: key.clone(), seen_at: *seen_at }).collect());
+        for (key, _, pause) in due {
+            if let Some(still) = self.unsettled.get_mut(&key) {
+                still.pause = (pause * 2).min(UNSETTLED_MOST);
+                still.look_at = Instant::now() + still.pause;
+            }
+        }
+    }
+
+    /// When something is to be tried, or looked at, again.
+    fn look_at(&self) -> impl Iterator<Item = Instant> {
+        self.retry.iter().map(|(at, _)| *at).chain(self.unsettled.values().map(|one| one.look_at))
+    }
+
+    /// The oldest notice that is not an item of the queues yet, or may have to become one again.
+    fn tell_open(&self) {
+        let open = self.retry.iter().map(|(_, notice)| notice.seen_at);
+        let oldest = open.chain(self.unsettled.values().map(|one| one.seen_at)).min();
+        *self.open.lock().unwrap_or_else(PoisonError::into_inner) = oldest;
     }
 
     /// One comparison more, once the one under way is over: what that has passed may have changed since.

@@ -836,6 +836,37 @@ fn a_scan_of_one_place_swallows_no_change_of_another() {
     assert!(held.mailboxes.contains_key(&MboxName::from("shared.new")), "{:?}", held.mailboxes.keys());
 }
 
+#[test]
+fn what_is_told_in_the_middle_of_a_transaction_is_read_after_it() {
+    // Fails without `unless_settled` in `Router::notices`: the one notice is spent on what was there before.
+    let rig = Rig::new();
+    rig.store.change(|content| make(content, "i", "shared.a", 1));
+    rig.engine().scan();
+    rig.sync();
+    rig.store.change(|content| content.busy.insert(DirtyKey::Annotations));
+    let told_at = Instant::now();
+    rig.notice(DirtyKey::Annotations);
+    assert!(rig.engine().settle(8, Some(Duration::from_secs(20))), "{:?}", rig.engine().stats());
+    // Nobody may conclude meanwhile that all is done.
+    let open = || rig.engine().stats()[0].queue.oldest_seconds;
+    let before = told_at.elapsed().as_secs_f64();
+    assert!(open() >= before, "{} s", open());
+    let mine = vec![Annotation { entry: b"/comment".to_vec(), value: b"x".to_vec(), ..note() }];
+    rig.store.change(|content| {
+        content.mailboxes.values_mut().for_each(|mailbox| mailbox.annotations = mine.clone());
+        content.busy.clear();
+    });
+    let begun = Instant::now();
+    while rig.target.held.lock().expect("lock").mailboxes[&MboxName::from("shared.a")].annotations != mine {
+        assert!(begun.elapsed() < Duration::from_secs(20), "{:?}", rig.engine().stats());
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    while open() > 0.0 {
+        assert!(begun.elapsed() < Duration::from_secs(20), "{:?}", rig.engine().stats());
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
 fn note() -> Annotation {
     Annotation { entry: Vec::new(), userid: UserId::from(""), value: Vec::new(), modseq: ModSeq(0) }
 }

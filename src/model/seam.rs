@@ -2,8 +2,9 @@
 //! Nothing between them names either.
 
 use super::{
-    AccountView, Annotation, BodyRef, Listing, MailboxEntry, MailboxHead, MailboxRef, MailboxSnapshot, MailboxView,
-    MboxName, MessageGuid, QuotaLimits, QuotaRoot, Record, SieveName, Step, Uid, UniqueId, UserId, UserMeta,
+    AccountView, Annotation, BodyRef, DirtyKey, Listing, MailboxEntry, MailboxHead, MailboxRef, MailboxSnapshot,
+    MailboxView, MboxName, MessageGuid, QuotaLimits, QuotaRoot, Record, SieveName, Step, Uid, UniqueId, UserId,
+    UserMeta,
 };
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
@@ -214,6 +215,13 @@ pub trait MailStore: Send + Sync {
 
     /// Said once, before the first reading, to a store that needs a memory; without one it remembers until it is closed.
     fn remember_in(&self, _memory: Arc<dyn Memory>) {}
+
+    /// False while a writer is at work on the database that this key is about: of what he has not committed he may have
+    /// told already (Cyrus's `ANNOTATION` and `SEEN` records are written in the middle of the transaction), and nobody
+    /// tells of it again. Asked before the reading; waits for nobody.
+    fn is_settled(&self, _key: &DirtyKey) -> bool {
+        true
+    }
 
     /// Server-level annotations, sorted.
     fn server_annotations(&self) -> Result<Vec<Annotation>, StoreError>;

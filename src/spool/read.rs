@@ -178,6 +178,15 @@ pub(super) fn read_unreplaced(file: &File, path: &Path) -> Result<Option<Vec<u8>
     Ok(is_same(file, path).unwrap_or(false).then_some(bytes))
 }
 
+/// Nobody is at work on the first of these databases that exists; none is waited for.
+pub(super) fn is_settled(paths: &[PathBuf]) -> bool {
+    match open_first(paths) {
+        Ok(Some((file, _))) => !lock::is_locked(&file),
+        // What cannot be opened is a matter for who reads it.
+        _ => true,
+    }
+}
+
 fn too_fast(path: &Path) -> StoreError {
     let message = format!("{}: changes faster than it can be read", path.display());
     StoreError::new(Disposition::RetrySoon, message)

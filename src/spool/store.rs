@@ -4,19 +4,21 @@ use super::history::{History, LAST_WITHOUT};
 use super::layout::Layout;
 use super::list::Names;
 use super::mailbox::{self, SpoolBodies};
-use super::read::Followed;
+use super::read::{self, Followed};
 use super::{format_error, users};
 use crate::cyrus::annotations::{self, Userids};
 use crate::cyrus::imapd_conf::ImapdConf;
 use crate::cyrus::mboxlist::{self, Row, Standing};
 use crate::cyrus::user_deny;
 use crate::model::{
-    Annotation, BodySource, ChangedAnnotations, Disposition, Fingerprint, LeftOut, Listing, MailStore, MailboxEntry,
-    MailboxRef, MailboxSnapshot, MboxName, Memory, QuotaLimits, QuotaRoot, StoreError, UniqueId, UserId, UserMeta,
+    Annotation, BodySource, ChangedAnnotations, DirtyKey, Disposition, Fingerprint, LeftOut, Listing, MailStore,
+    MailboxEntry, MailboxRef, MailboxSnapshot, MboxName, Memory, QuotaLimits, QuotaRoot, StoreError, UniqueId, UserId,
+    UserMeta, UserPart, UserRef,
 };
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
+use std::slice;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tracing::warn;
 
@@ -420,6 +422,30 @@ impl MailStore for LiveSpool {
         self.history.remember_in(memory);
     }
 
+    fn is_settled(&self, key: &DirtyKey) -> bool {
+        let layout = &self.layout;
+        match key {
+            DirtyKey::MailboxList => read::is_settled(slice::from_ref(&layout.mailboxes_db)),
+            // One command may change the annotations of several mailboxes: the first is told of when the second's turn comes.
+            DirtyKey::Annotations | DirtyKey::Mailbox(_) => read::is_settled(slice::from_ref(&layout.annotations_db)),
+            DirtyKey::User(_, UserPart::Sieve) => true,
+            DirtyKey::User(user, part) => {
+                let places = match user {
+                    UserRef::Inbox(id) => users::places_of(layout, id),
+                    UserRef::Name(user) => {
+                        let inbox = self.entry(&user.inbox()).ok().flatten();
+                        users::places(layout, user, inbox.as_deref())
+                    }
+                };
+                read::is_settled(if *part == UserPart::Subs { &places.subs } else { &places.seen })
+            }
+            DirtyKey::Quota(_) | DirtyKey::AllQuotas => {
+                layout.quotas_db.as_slice().iter().all(|db| read::is_settled(slice::from_ref(db)))
+            }
+            DirtyKey::Accessed(_) | DirtyKey::Rescan(_) => true,
+        }
+    }
+
     fn server_annotations(&self) -> Result<Vec<Annotation>, StoreError> {
         let annotations = self.updated_annotations()?;
         annotations::of_scope(annotations.db.map(), b"", self.userids(None))
@@ -465,7 +491,7 @@ impl MailStore for LiveSpool {
     fn not_carried(&self) -> Result<Vec<(String, String)>, StoreError> {
         let path = &self.layout.user_deny_db;
         let mut out = Vec::new();
-        for (user, value) in &super::read::read_db(std::slice::from_ref(path))? {
+        for (user, value) in &read::read_db(slice::from_ref(path))? {
             let denied = match user_deny::parse_value(value) {
                 Ok(denied) => denied.services,
                 Err(error) => error.to_string(),

@@ -6,7 +6,7 @@ use super::{format_error, io_error};
 use crate::cyrus::{names, quota, seen, sieve, subs};
 use crate::model::{
     Disposition, Fingerprint, MailboxEntry, MboxName, MessageGuid, QuotaLimits, QuotaRoot, SieveScript, StoreError,
-    UserId, UserMeta,
+    UniqueId, UserId, UserMeta,
 };
 use sha1::{Digest, Sha1};
 use std::collections::BTreeMap;
@@ -29,14 +29,7 @@ pub(super) struct Places {
 pub(super) fn places(layout: &Layout, user: &UserId, inbox: Option<&MailboxEntry>) -> Places {
     let by_name = |suffix: &str| names::user_files(&layout.configdirectory, user, suffix, layout.hashing);
     match inbox {
-        Some(inbox) if !inbox.by_name => {
-            let dir = layout.user_dir(&inbox.uniqueid);
-            Places {
-                subs: vec![dir.join("sub.db"), dir.join("sub")],
-                seen: vec![dir.join("seen.db"), dir.join("seen")],
-                sieve: vec![names::uuid_dir(&layout.sievedir, &inbox.uniqueid)],
-            }
-        }
+        Some(inbox) if !inbox.by_name => places_of(layout, &inbox.uniqueid),
         _ => Places {
             subs: by_name("sub"),
             seen: by_name("seen"),
@@ -46,6 +39,16 @@ pub(super) fn places(layout: &Layout, user: &UserId, inbox: Option<&MailboxEntry
                 names::sieve_dirs(&layout.sievedir, user, layout.hashing)
             },
         },
+    }
+}
+
+/// The same where a user's files are kept under the uniqueid of his INBOX.
+pub(super) fn places_of(layout: &Layout, inbox: &UniqueId) -> Places {
+    let dir = layout.user_dir(inbox);
+    Places {
+        subs: vec![dir.join("sub.db"), dir.join("sub")],
+        seen: vec![dir.join("seen.db"), dir.join("seen")],
+        sieve: vec![names::uuid_dir(&layout.sievedir, inbox)],
     }
 }
 

@@ -1,5 +1,6 @@
 //! The rolling log of a real Cyrus: consumed without losing or stealing a record, and written as Cyrus writes it.
 
+use super::super::util::imap::{Imap, Line};
 use super::super::util::{CyrusServer, Options, Rules, Spooltap, cyrus, diff, eventually, snapshot};
 use super::{Given, roots, start};
 use nix::fcntl::{FcntlArg, fcntl};
@@ -7,7 +8,7 @@ use nix::libc;
 use spooltap::capture::synclog::append;
 use spooltap::capture::{CaptureHandle, Settings};
 use std::collections::BTreeSet;
-use std::fs::{self, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::io::Write;
 use std::path::Path;
 use std::process::Command;
@@ -30,6 +31,18 @@ fn lab() -> tempfile::TempDir {
     let dir = tempfile::tempdir().expect("a temporary directory");
     fs::create_dir_all(dir.path().join("conf/sync/tap")).expect("created");
     dir
+}
+
+/// As a process of Cyrus that is writing to it; ends when the file is closed.
+fn lock(file: &File) {
+    let lock = libc::flock {
+        l_type: libc::F_WRLCK as libc::c_short,
+        l_whence: libc::SEEK_SET as libc::c_short,
+        l_start: 0,
+        l_len: 0,
+        l_pid: 0,
+    };
+    fcntl(file, FcntlArg::F_OFD_SETLK(&lock)).expect("locked");
 }
 
 fn set(keys: &[&str]) -> BTreeSet<String> {
@@ -58,14 +71,7 @@ fn a_writer_that_opened_the_log_before_it_was_taken_is_waited_for() {
     let dir = lab();
     let log = dir.path().join("conf/sync/tap/log");
     let mut writer = OpenOptions::new().append(true).create(true).open(&log).expect("opened");
-    let lock = libc::flock {
-        l_type: libc::F_WRLCK as libc::c_short,
-        l_whence: libc::SEEK_SET as libc::c_short,
-        l_start: 0,
-        l_len: 0,
-        l_pid: 0,
-    };
-    fcntl(&writer, FcntlArg::F_OFD_SETLK(&lock)).expect("locked");
+    lock(&writer);
     let (given, handle) = follow(dir.path());
     // Renamed by now, and waiting for us.
     eventually(Duration::from_secs(10), || (!log.exists()).then_some(())).expect("the log is taken");
@@ -73,6 +79,61 @@ fn a_writer_that_opened_the_log_before_it_was_taken_is_waited_for() {
     drop(writer);
     handle.wait_armed();
     assert!(keys(&given, &handle).contains("mailbox user.late"));
+}
+
+#[test]
+fn what_is_logged_before_it_is_committed_is_not_missed() {
+    // Cyrus writes `ANNOTATION ""` and `SEEN` before it commits what they tell of. Fails without `LiveSpool::is_settled`:
+    // the database is read too early, and nobody tells of it again.
+    if !cyrus::installed() {
+        return;
+    }
+    let limit = Duration::from_secs(60);
+    let source = CyrusServer::start(Options::new().source().users(&["u1"]).set("sync_log", "yes")).expect("source");
+    let said = |imap: &mut Imap, command: &str| {
+        let reply = imap.ok(command).expect(command);
+        reply.lines.iter().map(Line::text).collect::<String>()
+    };
+    let comment = |server: &CyrusServer| {
+        let mut admin = server.imap(cyrus::ADMIN).expect("logs in");
+        said(&mut admin, "GETMETADATA \"\" /shared/comment")
+    };
+    let set = |value: &str| {
+        let mut admin = source.imap(cyrus::ADMIN).expect("logs in");
+        admin.ok(format!("SETMETADATA \"\" (/shared/comment \"{value}\")")).expect("sets");
+    };
+    // The database before and after a transaction, which is then taken back.
+    let database = source.base().join("conf/annotations.db");
+    set("first");
+    let before = fs::read(&database).expect("read");
+    set("second");
+    let after = fs::read(&database).expect("read");
+    fs::write(&database, &before).expect("written");
+    let mut user = source.imap("u1").expect("logs in");
+    user.ok("CREATE INBOX.x").expect("creates");
+
+    let replica = CyrusServer::start(Options::new()).expect("replica");
+    let state = tempfile::tempdir().expect("a directory");
+    let state = state.path().join("state");
+    let mut spooltap =
+        Spooltap::run_with(&source.conf(), &replica.url(), &state, &["--capture", "synclog"]).expect("runs");
+    spooltap.wait_live(limit).expect("live");
+    eventually(limit, || comment(&replica).contains("first").then_some(())).expect("the first is there");
+
+    let writer = OpenOptions::new().write(true).open(&database).expect("opened");
+    lock(&writer);
+    append(&source.base().join("conf/sync/log"), b"ANNOTATION \"\"\n").expect("logged");
+    // Told after it, so the record has been looked at once this is there.
+    user.ok("SUBSCRIBE INBOX.x").expect("subscribes");
+    let mut seen = replica.imap("u1").expect("logs in");
+    let told = eventually(limit, || said(&mut seen, "LSUB \"\" *").contains("INBOX.x").then_some(()));
+    assert!(told.is_some(), "{}", spooltap.log_end(20));
+    assert!(comment(&replica).contains("first"));
+    fs::write(&database, &after).expect("committed");
+    drop(writer);
+    let arrived = eventually(limit, || comment(&replica).contains("second").then_some(()));
+    assert!(arrived.is_some(), "{}", spooltap.log_end(20));
+    assert!(spooltap.terminate().expect("ends").success());
 }
 
 #[test]
