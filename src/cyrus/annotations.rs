@@ -22,6 +22,12 @@ pub fn parse_key(key: &[u8]) -> Option<(&[u8], &[u8], &[u8])> {
 
 /// Value and modseq; `None` for a tombstone.
 pub fn parse_value(value: &[u8]) -> Result<Option<(Vec<u8>, ModSeq)>, FormatError> {
+    let (data, is_tombstone, modseq) = parse_tail(value)?;
+    Ok((!is_tombstone).then(|| (data.to_vec(), modseq)))
+}
+
+/// Value, whether it is a tombstone, modseq.
+fn parse_tail(value: &[u8]) -> Result<(&[u8], bool, ModSeq), FormatError> {
     let fault = |what: &str| FormatError::value(PART, 0, what);
     let be = |at: usize| {
         let bytes = value.get(at..at.checked_add(4)?)?;
@@ -42,17 +48,20 @@ pub fn parse_value(value: &[u8]) -> Result<Option<(Vec<u8>, ModSeq)>, FormatErro
         }
     }
     let (start, end) = found.ok_or_else(|| fault("length does not fit the value"))?;
-    let data = value.get(start..end).unwrap_or_default().to_vec();
+    let data = value.get(start..end).unwrap_or_default();
     // Content type, a native long, then from 3.2 on modseq and flags.
     let rest = value.get(end.saturating_add(1)..).unwrap_or_default();
     let after_type = rest.iter().position(|&byte| byte == 0).and_then(|at| rest.get(at.saturating_add(1)..));
     let word = if start == 8 { 8 } else { 4 };
     let tail = after_type.and_then(|rest| rest.get(word..)).unwrap_or_default();
     let modseq = tail.get(..8).and_then(|bytes| bytes.try_into().ok()).map_or(0, u64::from_be_bytes);
-    if tail.get(8).is_some_and(|flags| flags & DELETED != 0) {
-        return Ok(None);
-    }
-    Ok(Some((data, ModSeq(modseq))))
+    let is_tombstone = tail.get(8).is_some_and(|flags| flags & DELETED != 0);
+    Ok((data, is_tombstone, ModSeq(modseq)))
+}
+
+/// The highest modseq of any entry, removed ones included; 0 where the release keeps none (before 3.2).
+pub fn highest_modseq(map: &Map) -> ModSeq {
+    map.values().filter_map(|value| parse_tail(value).ok()).map(|(_, _, modseq)| modseq).max().unwrap_or_default()
 }
 
 /// A key as 3.6 and later write it: `scope` is a uniqueid, a UID in decimal, or nothing for the server.

@@ -35,12 +35,25 @@ enum Spoilt {
     Other { header: PathBuf, uniqueid: UniqueId },
 }
 
+/// What is known of writers at the time of a reading.
+#[derive(Clone, Copy)]
+struct Writer {
+    /// Nobody was at work, before or after; of a Cyrus that locks with flock(2) that is not seen.
+    calm: bool,
+    /// Everybody was kept away.
+    settled: bool,
+    /// It may be that the next reading finds it otherwise.
+    early: bool,
+}
+
 /// The bytes of one mailbox's files, read while no commit happened.
 struct Files {
     index: Vec<u8>,
     header: Vec<u8>,
     header_path: PathBuf,
     annotations: Option<(Vec<u8>, PathBuf)>,
+    /// The annotations were written after the index.
+    annotations_are_newer: bool,
     /// `cyrus.expunge` of 2.3.
     expunge: Option<(Vec<u8>, PathBuf)>,
 }
@@ -81,7 +94,7 @@ pub(super) fn read_mailbox(
             }
         };
         drop(shared);
-        match digest(layout, entry, files, path, settled, trust_list) {
+        match digest(layout, entry, files, path, Writer { calm, settled, early: n < SHARE_FROM }, trust_list) {
             Ok(Ok(snapshot)) => return Ok(Some(snapshot)),
             Ok(Err(Spoilt::Torn)) => {}
             Ok(Err(Spoilt::Other { header, uniqueid })) => {
@@ -132,11 +145,16 @@ fn gather(layout: &Layout, entry: &MailboxEntry, file: &File, path: &Path) -> Re
         return Ok(None);
     }
     let (header, header_path) = header_bytes_of(layout, entry)?;
+    let mut annotations_are_newer = false;
     let annotations = match read::open_first(&layout.meta_files(entry, MetaFile::Annotations))? {
         None => None,
-        Some((file, path)) => match read::read_unreplaced(&file, path)? {
+        Some((annotations, path)) => match read::read_unreplaced(&annotations, path)? {
             None => return Ok(None),
-            Some(bytes) => Some((bytes, path.to_owned())),
+            Some(bytes) => {
+                let written = |file: &File| file.metadata().and_then(|meta| meta.modified()).ok();
+                annotations_are_newer = written(&annotations) > written(file);
+                Some((bytes, path.to_owned()))
+            }
         },
     };
     let expunge = match read::open_first(&layout.meta_files(entry, MetaFile::Expunge))? {
@@ -149,7 +167,7 @@ fn gather(layout: &Layout, entry: &MailboxEntry, file: &File, path: &Path) -> Re
     if again != committed || !read::is_same(file, path).unwrap_or(false) {
         return Ok(None);
     }
-    Ok(Some(Files { index, header, header_path, annotations, expunge }))
+    Ok(Some(Files { index, header, header_path, annotations, annotations_are_newer, expunge }))
 }
 
 fn digest(
@@ -157,13 +175,13 @@ fn digest(
     entry: &MailboxEntry,
     files: Files,
     path: &Path,
-    settled: bool,
+    writer: Writer,
     trust_list: bool,
 ) -> Result<Result<MailboxSnapshot, Spoilt>, StoreError> {
     let index_error = |error| format_error(path, &error);
     let index_header = index::parse_header(&files.index).map_err(index_error)?;
     let mut records = index::parse_records(&index_header, &files.index).map_err(index_error)?;
-    if index::uncommitted(&index_header, &records).is_some() && !settled {
+    if index::uncommitted(&index_header, &records).is_some() && !writer.settled {
         return Ok(Err(Spoilt::Torn));
     }
     if index_header.is_deleted() {
@@ -178,6 +196,16 @@ fn digest(
         return Ok(Err(Spoilt::Other { header: files.header_path, uniqueid: mailbox_header.uniqueid }));
     }
     if let Some((bytes, path)) = &files.annotations {
+        // They are committed before the index, fsyncs between. What belongs to a commit that is not complete would be
+        // sent at the modseq of the one before, and taken for a damage of the replica.
+        let ahead = || {
+            let highest = db::parse(bytes).map(|map| annotations::highest_modseq(&map)).unwrap_or_default();
+            let is_later = highest > index_header.highestmodseq && (writer.early || !writer.calm);
+            is_later || files.annotations_are_newer && !writer.calm
+        };
+        if !writer.settled && ahead() {
+            return Ok(Err(Spoilt::Torn));
+        }
         add_annotations(layout, entry, bytes, &mut records, index_header.minor_version)
             .map_err(|error| format_error(path, &error))?;
     }
