@@ -6,6 +6,7 @@
 pub mod coalesce;
 mod conductor;
 mod cookies;
+mod cross_check;
 pub mod derive;
 mod fanevent;
 mod fanotify;
@@ -14,6 +15,7 @@ mod ground;
 mod handle;
 mod inotify;
 mod locks;
+mod logtail;
 mod mounts;
 mod poll;
 mod scan;
@@ -23,9 +25,11 @@ mod table;
 
 pub use coalesce::Coalescer;
 pub use conductor::{CaptureHandle, start};
+pub use cross_check::{CrossCheck, CrossStats};
 pub use derive::{Reach, Roots};
 pub use feed::{Control, Feed, Orders, Tap, TapEvent, TouchKind};
 pub use ground::{Area, FsKind, Ground, fs_kind};
+pub use logtail::LogTail;
 
 use crate::model::Disposition;
 use nix::errno::Errno;
@@ -133,6 +137,8 @@ pub struct Settings {
     pub come_back: Duration,
     /// The log that `synclog` consumes, or why there is none.
     pub sync_log: Result<PathBuf, String>,
+    /// The log that whoever started capture compares with what it shows.
+    pub cross_check: Option<PathBuf>,
     /// Where this server keeps its lock files, or why they do not tell what changed.
     pub locks: Result<PathBuf, String>,
     /// A directory of ours, made when it is missing, in which `CaptureHandle::prove` makes files.
@@ -151,6 +157,7 @@ impl Default for Settings {
             scan_every: Duration::from_secs(60),
             come_back: Duration::from_secs(30),
             sync_log: Err("no sync_log is named".to_owned()),
+            cross_check: None,
             locks: Err("no directory of locks is named".to_owned()),
             cookies: None,
             tap: None,
@@ -160,7 +167,8 @@ impl Default for Settings {
 
 impl fmt::Debug for Settings {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { quiet, most, source, poll_every, scan_every, come_back, sync_log, locks, cookies, tap } = self;
+        let Self { quiet, most, source, poll_every, scan_every, come_back, sync_log, cross_check, locks, cookies, tap } =
+            self;
         f.debug_struct("Settings")
             .field("quiet", quiet)
             .field("most", most)
@@ -169,6 +177,7 @@ impl fmt::Debug for Settings {
             .field("scan_every", scan_every)
             .field("come_back", come_back)
             .field("sync_log", sync_log)
+            .field("cross_check", cross_check)
             .field("locks", locks)
             .field("cookies", cookies)
             .field("tap", &tap.is_some())

@@ -5,14 +5,13 @@
 
 use super::feed::{Control, Feed, TouchKind};
 use super::ground::{Area, Ground};
+use super::logtail::DirWatch;
 use super::{CaptureError, Source, wait};
 use crate::cyrus::sync_log::{self, Record};
 use crate::model::{DirtyKey, MailboxRef, MboxName, QuotaRoot, Scope, UserId, UserPart, UserRef};
 use crate::spool::lock::{Held, Kind, attempt};
-use ::inotify::{Inotify, WatchMask};
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufRead, BufReader, Read, Write};
-use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, fchown};
 use std::path::{Path, PathBuf};
@@ -32,8 +31,7 @@ const LINE_MOST: u64 = 65_536;
 
 struct SynclogSource {
     log: PathBuf,
-    kernel: Option<Inotify>,
-    is_watched: bool,
+    watch: DirWatch,
 }
 
 pub(super) fn fit(ground: &Ground, _: &Area) -> Result<String, String> {
@@ -43,21 +41,22 @@ pub(super) fn fit(ground: &Ground, _: &Area) -> Result<String, String> {
 pub(super) fn open(ground: &Ground) -> Result<Box<dyn Source>, CaptureError> {
     // `fit` has said so before.
     let log = ground.sync_log.clone().unwrap_or_default();
-    Ok(Box::new(SynclogSource { log, kernel: Inotify::init().ok(), is_watched: false }))
+    let watch = DirWatch::new(log.parent().unwrap_or(Path::new("/")));
+    Ok(Box::new(SynclogSource { log, watch }))
 }
 
 impl Source for SynclogSource {
     fn run(&mut self, feed: &mut Feed, control: &Control) -> Result<(), CaptureError> {
-        self.watch();
+        self.watch.watch();
         self.consume(feed, control)?;
         feed.armed(control);
         loop {
             let look_at = Instant::now() + LOOK;
             let wake_at = feed.next_deadline().map_or(look_at, |deadline| deadline.min(look_at));
-            wait(control, self.kernel.as_ref().map(AsFd::as_fd), Some(wake_at))?;
+            wait(control, self.watch.fd(), Some(wake_at))?;
             let orders = control.take();
-            self.empty_kernel();
-            self.watch();
+            self.watch.empty();
+            self.watch.watch();
             self.consume(feed, control)?;
             let in_hurry = orders.wants_all();
             if feed.round_done(orders, Instant::now()) {
@@ -71,24 +70,6 @@ impl Source for SynclogSource {
 }
 
 impl SynclogSource {
-    fn watch(&mut self) {
-        let (Some(kernel), Some(dir)) = (&self.kernel, self.log.parent()) else { return };
-        if !self.is_watched {
-            let mask = WatchMask::MODIFY | WatchMask::CREATE | WatchMask::MOVED_TO | WatchMask::ONLYDIR;
-            self.is_watched = kernel.watches().add(dir, mask).is_ok();
-        }
-    }
-
-    fn empty_kernel(&mut self) {
-        let Some(kernel) = &mut self.kernel else { return };
-        let mut buffer = [0; 4096];
-        while let Ok(events) = kernel.read_events(&mut buffer) {
-            if events.into_iter().any(|event| event.mask.contains(::inotify::EventMask::IGNORED)) {
-                self.is_watched = false;
-            }
-        }
-    }
-
     /// Takes the log until there is none.
     fn consume(&mut self, feed: &mut Feed, control: &Control) -> Result<(), CaptureError> {
         let begun = Instant::now();

@@ -133,6 +133,13 @@ fn table(out: &mut impl Write, status: &Status) -> io::Result<()> {
         source.events_total,
         source.overflows_total
     )?;
+    if let Some(check) = source.cross_check {
+        let (logged, missed, unlogged) = (check.logged_total, check.missed_total, check.unlogged_total);
+        writeln!(
+            out,
+            "  cross-check  {logged} logged, {missed} of them not noticed; {unlogged} noticed and not logged"
+        )?;
+    }
     for area in &source.areas {
         let paths: Vec<String> = area.paths.iter().map(|path| path.display().to_string()).collect();
         writeln!(

@@ -46,10 +46,17 @@ impl Setup {
             poll_every: self.config.poll_every,
             scan_every: self.config.scan_every,
             sync_log: self.sync_log(),
+            cross_check: self.cross_check(),
             locks: self.locks(),
             cookies: Some(self.config.state.join("cookies")),
             ..Default::default()
         }
+    }
+
+    /// The log to be watched beside capture, if that is wanted.
+    fn cross_check(&self) -> Option<PathBuf> {
+        let log = self.config.cross_check.then(|| self.sync_log())?;
+        log.inspect_err(|why| tracing::warn!(why, "cross_check is asked for, but there is no log")).ok()
     }
 
     /// The rolling log of our channel, or why Cyrus writes none.

@@ -96,6 +96,8 @@ pub struct Config {
     pub capture: String,
     /// A better source is tried again after so long, and then less often.
     pub capture_retry: Duration,
+    /// Cyrus's log is watched beside capture.
+    pub cross_check: bool,
     pub poll_every: Duration,
     pub scan_every: Duration,
     /// Everything is compared so often, whatever was noticed.
@@ -165,6 +167,10 @@ impl Config {
         let capture_retry = raw.capture_retry_seconds.unwrap_or(30);
         if capture_retry == 0 {
             fault("capture_retry_seconds", "0 is too often".into(), "use at least 1");
+        }
+        if raw.cross_check == Some(true) && raw.capture.as_deref() == Some("synclog") {
+            let cure = "leave it out: whoever consumes the log has nothing to compare it with";
+            fault("cross_check", "capture is synclog".into(), cure);
         }
         let scan_seconds = raw.scan_seconds.unwrap_or(60);
         if scan_seconds == 0 {
@@ -263,6 +269,7 @@ impl Config {
             // Which names there are is known where they are opened.
             capture: raw.capture.clone().unwrap_or_else(|| "auto".into()),
             capture_retry: Duration::from_secs(capture_retry),
+            cross_check: raw.cross_check.unwrap_or(false),
             poll_every: Duration::from_millis(poll_ms),
             scan_every: Duration::from_secs(scan_seconds),
             rescan_every: Some(Duration::from_secs(raw.rescan_seconds.unwrap_or(21_600)))

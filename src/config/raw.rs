@@ -44,6 +44,8 @@ pub struct Raw {
     pub capture: Option<String>,
     /// A better source is tried again after so long, then after twice as long, and so on. Default 30.
     pub capture_retry_seconds: Option<u64>,
+    /// Watch Cyrus's rolling log (of `channel`) beside capture, without consuming it; needs `sync_log: yes`.
+    pub cross_check: Option<bool>,
     /// Shortest time between two looks of the source `poll`. Default 1000.
     pub poll_ms: Option<u64>,
     /// How often the source `scan` compares everything. Default 60.

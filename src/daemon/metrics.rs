@@ -34,6 +34,20 @@ pub(super) fn render(status: &Status) -> String {
     page.family("spooltap_capture_overflows_total", "counter", text).value(&capture, source.overflows_total as f64);
     let text = "Times capture was started anew.";
     page.family("spooltap_capture_restarts_total", "counter", text).value(&capture, source.restarts_total as f64);
+    if let Some(check) = source.cross_check {
+        let figures = [
+            ("spooltap_cross_check_logged_total", "Keys that Cyrus's log named.", check.logged_total),
+            ("spooltap_cross_check_missed_total", "Of these, changes that capture did not show.", check.missed_total),
+            (
+                "spooltap_cross_check_unlogged_total",
+                "Changes that capture showed and the log did not name.",
+                check.unlogged_total,
+            ),
+        ];
+        for (name, text, value) in figures {
+            page.family(name, "counter", text).value(none, value as f64);
+        }
+    }
 
     if let Some((done, all)) = status.scan {
         page.family("spooltap_scan_done", "gauge", "Mailboxes and users the scan has compared.")

@@ -2,6 +2,7 @@
 
 mod caught_up;
 pub mod control;
+mod cross_check;
 mod metrics;
 pub mod moves;
 pub mod report;
@@ -15,6 +16,7 @@ use crate::capture::{self, CaptureError, CaptureHandle, Settings};
 use crate::engine::{Engine, Event, EventSink, Options, ReplicaStats, StandingOrder, Target};
 use crate::model::{DirtyKey, MailStore, Notice, Scope};
 use crate::spool::LiveSpool;
+use cross_check::CrossChecker;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use tracing::{info, warn};
@@ -23,6 +25,7 @@ use tracing::{info, warn};
 pub struct Running {
     pub engine: Engine,
     capture: CaptureHandle,
+    cross_check: Option<CrossChecker>,
     trouble: Trouble,
 }
 
@@ -57,7 +60,7 @@ impl Running {
         orders: &[StandingOrder],
     ) -> Result<Self, CaptureError> {
         let roots = capture::Roots::from(store.layout());
-        let source: Arc<dyn MailStore> = store;
+        let source: Arc<dyn MailStore> = store.clone();
         let trouble = Trouble::default();
         let engine = Engine::start(source, targets, options, watching(events, trouble.clone()));
         for order in orders {
@@ -66,10 +69,17 @@ impl Running {
             }
         }
         let started = Instant::now();
-        let capture = capture::start(roots, settings, Box::new(engine.notifier()))?;
+        let (cross_check, out): (_, cross_check::Out) = match &settings.cross_check {
+            None => (None, Box::new(engine.notifier())),
+            Some(log) => {
+                let (checker, out) = CrossChecker::start(store, log, engine.notifier(), engine.notifier());
+                (Some(checker), out)
+            }
+        };
+        let capture = capture::start(roots, settings, out)?;
         capture.wait_armed();
         info!(elapsed_ms = started.elapsed().as_millis() as u64, "capture armed");
-        Ok(Self { engine, capture, trouble })
+        Ok(Self { engine, capture, cross_check, trouble })
     }
 
     /// Asks for a catch-up scan.
@@ -96,6 +106,7 @@ impl Running {
     /// Closes capture, finishes the jobs in flight up to `timeout`, makes receipts durable.
     pub fn stop(self, timeout: Duration) {
         self.capture.stop();
+        drop(self.cross_check);
         self.engine.stop(timeout);
     }
 }

@@ -2,7 +2,7 @@
 
 use super::moves::Move;
 use super::scrub::ScrubStatus;
-use crate::capture::{CaptureStats, SourceStats};
+use crate::capture::{CaptureStats, CrossStats, SourceStats};
 use crate::engine::{ReplicaStats, StandingOrder};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeSet, VecDeque};
@@ -49,6 +49,9 @@ pub struct SourceStatus {
     /// Times the kernel dropped events; each was followed by a scan.
     pub overflows_total: u64,
     pub restarts_total: u64,
+    /// Cyrus's log beside capture, where `cross_check` asks for that.
+    #[serde(default)]
+    pub cross_check: Option<CrossStats>,
     /// Why the source cannot be read just now.
     pub trouble: Option<String>,
 }
@@ -200,6 +203,7 @@ impl From<CaptureStats> for SourceStatus {
             notices_total: stats.notices,
             overflows_total: stats.overflows,
             restarts_total: stats.restarts,
+            cross_check: None,
             trouble: None,
         }
     }

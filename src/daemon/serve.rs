@@ -2,6 +2,7 @@
 
 use super::caught_up::CaughtUp;
 use super::control::{self, Door, Request, Response};
+use super::cross_check::CrossChecker;
 use super::moves::{Moves, begin};
 use super::report::{Book, Memory, SourceStatus, Status, unix_now};
 use super::scrub::Scrub;
@@ -134,6 +135,9 @@ async fn run<T>(
                     info!("live");
                 }
                 view.caught_up.borrow_mut().tick(running);
+                if let Some(checker) = &running.cross_check {
+                    checker.prove(running.capture.seen_until());
+                }
                 view.write(first_scan.is_some());
                 if systemd::has_watchdog() && pulse.beats(running) {
                     systemd::notify("WATCHDOG=1");
@@ -269,7 +273,11 @@ impl<'a> View<'a> {
             pid: std::process::id(),
             at: unix_now(),
             uptime_seconds: self.started.elapsed().as_secs(),
-            source: SourceStatus { trouble: self.running.trouble(), ..self.running.capture.stats().into() },
+            source: SourceStatus {
+                trouble: self.running.trouble(),
+                cross_check: self.running.cross_check.as_ref().map(CrossChecker::stats),
+                ..self.running.capture.stats().into()
+            },
             memory: Memory::now(),
             replicas,
             orders: self.running.engine.standing_orders(),

@@ -1,6 +1,7 @@
 //! The source's disk, opened read-only. `layout` says where things are, `lock` asks whether a writer is at work (it takes
 //! no lock), `read` gives stable bytes or says torn, `store` puts the `cyrus` parsers together into a `MailStore`.
 
+mod changed;
 mod history;
 pub mod layout;
 mod list;

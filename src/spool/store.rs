@@ -1,5 +1,6 @@
 //! The live spool as a `MailStore`.
 
+use super::changed;
 use super::history::{History, LAST_WITHOUT};
 use super::layout::Layout;
 use super::list::Names;
@@ -20,6 +21,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::slice;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::SystemTime;
 use tracing::warn;
 
 /// A Cyrus store on this machine's disks.
@@ -330,6 +332,11 @@ impl LiveSpool {
         let deleted = inbox.with_deleted(&self.layout.deletedprefix);
         let all = list.names.below(&inbox).chain(list.names.below(&deleted));
         Ok(all.map(|entry| entry.uniqueid.clone()).collect())
+    }
+
+    /// When the files of a key that names its object were changed last; `None` where there are none.
+    pub fn changed_at(&self, key: &DirtyKey) -> Option<SystemTime> {
+        changed::changed_at(&self.layout, key, &|name| self.entry(name).ok().flatten().map(|entry| (*entry).clone()))
     }
 
     /// Bytes of messages that were read because the index does not say their GUIDs (before 2.4).

@@ -314,3 +314,112 @@ fn a_running_daemon_is_told_directly() {
     let alone = Spooltap::command(&source.conf(), &state).args(["synclog", "-m", "user.u1"]).output().expect("runs");
     assert!(!alone.status.success(), "neither a log nor a daemon: {alone:?}");
 }
+
+/// A source with a log and its replica, followed with the log watched beside `capture`.
+fn cross_checked(capture: &str) -> (CyrusServer, CyrusServer, tempfile::TempDir, Spooltap) {
+    let options = Options::new().source().users(&["u1", "u2", "u3"]).set("sync_log", "yes");
+    let source = CyrusServer::start(options.set("sync_log_channels", "\"\" other")).expect("source");
+    let replica = CyrusServer::start(Options::new()).expect("replica");
+    let dir = tempfile::tempdir().expect("a directory");
+    let config = dir.path().join("spooltap.toml");
+    fs::write(&config, "cross_check = true\nscan_seconds = 3600\n").expect("written");
+    let arguments = ["--config", &config.to_string_lossy(), "--capture", capture];
+    let state = dir.path().join("state");
+    let mut spooltap = Spooltap::run_with(&source.conf(), &replica.url(), &state, &arguments).expect("runs");
+    spooltap.wait_live(Duration::from_secs(60)).expect("live");
+    (source, replica, dir, spooltap)
+}
+
+fn counted(spooltap: &Spooltap, what: &str) -> u64 {
+    spooltap.status()["source"]["cross_check"][what].as_u64().unwrap_or_default()
+}
+
+fn work_a_little(source: &CyrusServer) {
+    let mut imap = source.imap("u1").expect("logs in");
+    for n in 0..5 {
+        source.lmtp().expect("connects").deliver(&["u1", "u2"], b"Subject: x\r\n\r\nx\r\n").expect("delivers");
+        imap.ok(format!("CREATE INBOX.f{n}")).expect("creates");
+        imap.ok(format!("SUBSCRIBE INBOX.f{n}")).expect("subscribes");
+        // Changes nothing, and is logged as well.
+        imap.ok("UNSUBSCRIBE INBOX.none").expect("is no error");
+        imap.ok("SELECT INBOX").expect("selects");
+        imap.ok("STORE 1 +FLAGS (\\Flagged)").expect("stores");
+        imap.ok(format!("COPY 1 INBOX.f{n}")).expect("copies");
+    }
+    imap.ok("RENAME INBOX.f0 INBOX.g").expect("renames");
+    imap.ok("DELETE INBOX.f1").expect("deletes");
+    let mut admin = source.imap(cyrus::ADMIN).expect("logs in");
+    admin.ok("SETQUOTA user.u1 (STORAGE 1000)").expect("sets");
+    admin.ok("SETMETADATA \"\" (/shared/comment \"x\")").expect("sets");
+}
+
+#[test]
+fn what_the_log_names_and_capture_does_not_show_is_counted_and_looked_at() {
+    if !cyrus::installed() {
+        return;
+    }
+    // A source that shows nothing for an hour. Fails without `missed` in `daemon::cross_check`: nothing arrives.
+    let (source, replica, _dir, spooltap) = cross_checked("scan");
+    work_a_little(&source);
+    let mut last = Vec::new();
+    let equal = eventually(Duration::from_secs(60), || {
+        let expected = snapshot(&source, &["u1", "u2"]).ok()?;
+        last = diff(&expected, &snapshot(&replica, &["u1", "u2"]).ok()?, &Rules::live());
+        last.retain(|line| !line.contains(".#sieve\" not expected") && !line.contains("vendor / lastupdate"));
+        last.is_empty().then_some(())
+    });
+    assert!(equal.is_some(), "{last:#?}\n{}", spooltap.log_end(20));
+    assert!(counted(&spooltap, "missed_total") > 0, "{}", spooltap.status());
+    // Nothing of the log is consumed.
+    for log in ["conf/sync/log", "conf/sync/other/log"] {
+        let text = fs::read_to_string(source.base().join(log)).expect("is there");
+        assert!(text.contains("MAILBOX user.u1.f4\n"), "{text}");
+    }
+    assert!(spooltap.terminate().expect("ends").success());
+}
+
+#[test]
+fn capture_and_the_log_of_a_real_server_agree() {
+    if !cyrus::installed() {
+        return;
+    }
+    let (source, _replica, _dir, spooltap) = cross_checked("inotify");
+    // Somebody else consumes it meanwhile, as `sync_client` does.
+    let stop = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let (log, run) = (source.base().join("conf/sync/log"), source.base().join("conf/sync/log-run"));
+            while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                if fs::rename(&log, &run).is_ok() {
+                    lock_and_release(&run);
+                    std::thread::sleep(Duration::from_millis(20));
+                    fs::remove_file(&run).expect("removed");
+                }
+                std::thread::sleep(Duration::from_millis(200));
+            }
+        });
+        work_a_little(&source);
+        stop.store(true, std::sync::atomic::Ordering::Relaxed);
+    });
+    let logged = eventually(Duration::from_secs(60), || (counted(&spooltap, "logged_total") >= 30).then_some(()));
+    assert!(logged.is_some(), "{}", spooltap.status());
+    // A change that is not in the log is counted behind all that came before: when it is, the rest is decided.
+    let path = source.tool("mbpath", &["user.u3"]).expect("runs").stdout;
+    let index = Path::new(String::from_utf8_lossy(&path).trim()).join("cyrus.index");
+    let bytes = fs::read(&index).expect("read");
+    fs::write(&index, bytes).expect("written");
+    let counted_at = eventually(Duration::from_secs(60), || (counted(&spooltap, "unlogged_total") > 0).then_some(()));
+    assert!(counted_at.is_some(), "{}", spooltap.status());
+    assert_eq!(counted(&spooltap, "missed_total"), 0, "{}", spooltap.log_end(20));
+    assert_eq!(counted(&spooltap, "unlogged_total"), 1, "{}", spooltap.status());
+    assert!(spooltap.terminate().expect("ends").success());
+}
+
+/// Waits for a writer that opened it before it was renamed.
+fn lock_and_release(path: &Path) {
+    let file = OpenOptions::new().read(true).write(true).open(path).expect("opened");
+    let free = eventually(Duration::from_secs(10), || {
+        spooltap::spool::lock::attempt(&file, spooltap::spool::lock::Kind::Exclusive).ok().flatten().map(drop)
+    });
+    free.expect("is locked");
+}

@@ -38,7 +38,7 @@ fn annotations_that_are_ahead_of_their_index_are_not_taken_for_its_state() {
     let store = open_store(&source.conf()).expect("opens");
     let inbox = MboxName::from("user.u1");
     let listing = store.listing().expect("list");
-    let entry = listing.entries.iter().find(|entry| entry.name == inbox).expect("listed");
+    let entry = listing.by_name(&inbox).expect("listed");
     let value = || {
         let mut snapshot = store.mailbox(entry)?.expect("there");
         let record = snapshot.records.pop().expect("one message");
