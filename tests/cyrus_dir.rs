@@ -3,6 +3,8 @@
 
 #[path = "cyrus_dir/crash.rs"]
 mod crash;
+#[path = "cyrus_dir/edges.rs"]
+mod edges;
 
 use super::archive::{Bodies, Source};
 use super::push::{QUOTA_MESSAGES, QUOTA_STORAGE, grown, rules};

@@ -16,6 +16,8 @@ struct Dying {
     left: Arc<AtomicI64>,
     /// The last request takes effect, but nobody hears of it.
     effective: bool,
+    /// It is the only one that fails, and one that reads counts as well.
+    once: bool,
 }
 
 fn dead() -> object_store::Error {
@@ -30,13 +32,16 @@ impl std::fmt::Display for Dying {
 
 impl Dying {
     fn alive(&self) -> Result<()> {
+        if self.once {
+            return self.last().and_then(|last| if last { Err(dead()) } else { Ok(()) });
+        }
         if self.left.load(Ordering::SeqCst) > 0 { Ok(()) } else { Err(dead()) }
     }
 
     /// True when this request is the one after which nothing is heard any more.
     fn last(&self) -> Result<bool> {
         match self.left.fetch_sub(1, Ordering::SeqCst) {
-            left if left <= 0 => Err(dead()),
+            left if left <= 0 && !self.once => Err(dead()),
             1 if self.effective => Ok(true),
             1 => Err(dead()),
             _ => Ok(false),
@@ -186,7 +191,7 @@ fn a_death_at_any_request_leaves_a_state_to_go_on_from() {
                 steps[..number].iter().for_each(|step| steady.apply(step, &bodies).expect("applies"));
                 let left = Arc::new(AtomicI64::new(i64::MAX));
                 let dying: Arc<dyn ObjectStore> =
-                    Arc::new(Dying { inner: store.clone(), left: left.clone(), effective });
+                    Arc::new(Dying { inner: store.clone(), left: left.clone(), effective, once: false });
                 let mut session = session(&dying);
                 left.store(requests, Ordering::SeqCst);
                 let survived = session.apply(step, &bodies).is_ok() && left.load(Ordering::SeqCst) > 0;
@@ -225,4 +230,40 @@ fn check_between(
         }
         assert!(found == before.get(key) || found == after.get(key), "{place}: {key}: {found:?}");
     }
+}
+
+/// One request fails, of those that read as well, and the session goes on with what it remembers.
+#[test]
+fn a_failed_request_is_got_over() {
+    let (steps, bodies) = life();
+    let states = states(&steps, &bodies);
+    let mut failures = 0;
+    for (number, step) in steps.iter().enumerate() {
+        for effective in [false, true] {
+            for requests in 1.. {
+                let store = memory();
+                let left = Arc::new(AtomicI64::new(i64::MAX));
+                let failing: Arc<dyn ObjectStore> =
+                    Arc::new(Dying { inner: store.clone(), left: left.clone(), effective, once: true });
+                let mut session = session(&failing);
+                steps[..number].iter().for_each(|step| session.apply(step, &bodies).expect("applies"));
+                left.store(requests, Ordering::SeqCst);
+                let first = session.apply(step, &bodies);
+                let place = format!("{step:?}, request {requests} failed, effective {effective}: {first:?}");
+                if left.load(Ordering::SeqCst) > 0 {
+                    assert!(first.is_ok(), "{place}");
+                    break;
+                }
+                check_between(&dump(&store), &states[number], &states[number + 1], &place);
+                match session.apply(step, &bodies) {
+                    Ok(()) => {}
+                    Err(ReplicaError::NoSuchMailbox(_)) if matches!(step, Step::Remove { .. }) => {}
+                    other => panic!("{place}: {other:?}"),
+                }
+                assert_eq!(dump(&store), states[number + 1], "{place}");
+                failures += 1;
+            }
+        }
+    }
+    assert!(failures > 100, "{failures}");
 }

@@ -5,9 +5,9 @@ use super::*;
 use crate::archive::crash::life;
 use sha1::{Digest, Sha1};
 use spooltap::replica::{Hook, Verdict};
-use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::{Arc, Mutex};
 
 /// What happens to the change that is hit.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -18,22 +18,37 @@ enum Hit {
     DeadAfter,
     /// It is refused, and all others are done.
     Refused,
+    /// It is done, or written by half, and said to have failed; all others are done.
+    Doubted,
 }
 
 fn failing(left: Arc<AtomicI64>, hit: Hit) -> Hook {
-    let error = || std::io::Error::from(std::io::ErrorKind::StorageFull);
+    let error = move || match hit {
+        Hit::Doubted => std::io::Error::from_raw_os_error(nix::libc::EIO),
+        _ => std::io::Error::from(std::io::ErrorKind::StorageFull),
+    };
     Arc::new(move |_, _| match left.fetch_sub(1, Ordering::SeqCst) {
-        1 if hit == Hit::DeadAfter => Verdict::FailAfter(error()),
+        1 if matches!(hit, Hit::DeadAfter | Hit::Doubted) => Verdict::FailAfter(error()),
         1 => Verdict::Fail(error()),
-        left if left < 1 && hit != Hit::Refused => Verdict::Fail(error()),
+        left if left < 1 && matches!(hit, Hit::Dead | Hit::DeadAfter) => Verdict::Fail(error()),
         _ => Verdict::Go,
     })
 }
 
 /// Every kind of step; the accounts are there at the end.
 fn steps() -> (Vec<Step>, Bodies) {
-    let (mut steps, bodies) = life();
-    steps.insert(0, Source::new("id-3", "user.u2").step(None));
+    let (mut steps, mut bodies) = life();
+    let mut other = Source::new("id-3", "user.u2");
+    let mut first = vec![other.step(None)];
+    // The everyday case: mail comes, and the index grows by some records.
+    for text in ["From: c\r\n\r\nfour", "From: c\r\n\r\nfive"] {
+        let since = other.since();
+        other.append(text);
+        other.append(&format!("{text} and more"));
+        first.push(other.step(Some(since)));
+    }
+    bodies.0.extend(other.bodies.0);
+    steps.splice(0..0, first);
     steps.pop();
     (steps, bodies)
 }
@@ -93,42 +108,71 @@ fn apply(session: &mut dyn Replica, steps: &[Step], bodies: &Bodies) -> Option<(
     None
 }
 
-#[test]
-fn wherever_it_is_cut_the_store_is_whole_and_can_be_gone_on_with() {
+/// Lets every so-manieth change fail in this way, each in a life of its own.
+fn fails(hit: Hit, every: usize) {
     let (steps, bodies) = steps();
     let whole = place();
-    let count = Arc::new(AtomicI64::new(i64::MAX));
-    let all = target(whole.path(), Some(failing(count.clone(), Hit::Refused)));
+    let seen: Arc<Mutex<Vec<&'static str>>> = Arc::default();
+    let sink = seen.clone();
+    let hook: Hook = Arc::new(move |name, _| {
+        sink.lock().expect("lock").push(name);
+        Verdict::Go
+    });
+    let all = target(whole.path(), Some(hook));
     assert_eq!(apply(&mut *all.open().expect("opens"), &steps, &bodies), None);
-    let changes = i64::MAX - count.load(Ordering::SeqCst);
     drop(all);
+    let seen = seen.lock().expect("lock");
+    let changes = seen.len() as i64;
+    let kinds: BTreeSet<&str> = seen.iter().copied().collect();
+    // `syncfs` and `link` need many messages, and copies.
+    let known =
+        ["create", "mkdir", "remove", "remove_tree", "rename", "symlink", "sync", "sync_dir", "write", "write_at"];
+    assert!(known.iter().all(|name| kinds.contains(name)) && kinds.contains("write_at 0"), "{kinds:?}");
     let expected = dump(whole.path());
     assert!(changes > 200, "{changes} changes");
-    for (hit, every) in [(Hit::Dead, 1), (Hit::DeadAfter, 2), (Hit::Refused, 3)] {
-        for at in (1..=changes).step_by(every) {
-            let dir = place();
-            let dying = target(dir.path(), Some(failing(Arc::new(AtomicI64::new(at)), hit)));
-            let mut from = 0;
-            if let Ok(mut session) = dying.open() {
-                from = apply(&mut *session, &steps, &bodies).map_or(steps.len(), |(at, _)| at);
-                if hit == Hit::Refused {
-                    // The same session says it again, and goes on.
-                    let rest = steps.get(from..).unwrap_or_default();
-                    assert_eq!(apply(&mut *session, rest, &bodies), None, "{hit:?} at {at}");
-                    from = steps.len();
-                }
+    for at in (1..=changes).step_by(every) {
+        let dir = place();
+        let dying = target(dir.path(), Some(failing(Arc::new(AtomicI64::new(at)), hit)));
+        let mut from = 0;
+        if let Ok(mut session) = dying.open() {
+            from = apply(&mut *session, &steps, &bodies).map_or(steps.len(), |(at, _)| at);
+            if matches!(hit, Hit::Refused | Hit::Doubted) {
+                // The same session says it again, and goes on.
+                let rest = steps.get(from..).unwrap_or_default();
+                assert_eq!(apply(&mut *session, rest, &bodies), None, "{hit:?} at {at}");
+                from = steps.len();
             }
-            drop(dying);
-            // It can be read as it is, and every message that is named is there.
-            dump(dir.path());
-            let again = target(dir.path(), None);
-            let rest = steps.get(from..).unwrap_or_default();
-            let failed = apply(&mut *again.open().expect("opens"), rest, &bodies);
-            assert_eq!(failed, None, "{hit:?} at {at}");
-            drop(again);
-            assert_eq!(dump(dir.path()), expected, "{hit:?} at {at}, step {from}");
         }
+        drop(dying);
+        // It can be read as it is, and every message that is named is there.
+        dump(dir.path());
+        let again = target(dir.path(), None);
+        let rest = steps.get(from..).unwrap_or_default();
+        let failed = apply(&mut *again.open().expect("opens"), rest, &bodies);
+        assert_eq!(failed, None, "{hit:?} at {at}");
+        drop(again);
+        assert_eq!(dump(dir.path()), expected, "{hit:?} at {at}, step {from}");
     }
+}
+
+#[test]
+fn wherever_it_is_cut_the_store_is_whole_and_can_be_gone_on_with() {
+    fails(Hit::Dead, 1);
+}
+
+#[test]
+fn wherever_it_is_cut_in_the_middle_the_store_is_whole() {
+    fails(Hit::DeadAfter, 2);
+}
+
+#[test]
+fn whatever_the_disk_refuses_it_goes_on() {
+    fails(Hit::Refused, 3);
+}
+
+#[test]
+fn whatever_the_disk_does_and_denies_it_goes_on() {
+    fails(Hit::Doubted, 4);
 }
 
 /// A real server on some of them, as they were left.

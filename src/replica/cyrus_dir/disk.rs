@@ -46,17 +46,29 @@ impl Disk {
     }
 
     pub fn write(&self, mut file: &File, path: &Path, bytes: &[u8]) -> io::Result<()> {
-        match self.hook.as_ref().map_or(Verdict::Go, |hook| hook("write", path)) {
-            Verdict::Go => file.write_all(bytes),
-            Verdict::Fail(error) => Err(error),
-            Verdict::FailAfter(error) => {
-                file.write_all(bytes.get(..bytes.len() / 2).unwrap_or_default()).and(Err(error))
-            }
-        }
+        self.put("write", path, bytes, |bytes| file.write_all(bytes))
     }
 
     pub fn write_at(&self, file: &File, path: &Path, offset: u64, bytes: &[u8]) -> io::Result<()> {
-        self.act("write_at", path, || file.write_all_at(bytes, offset))
+        match offset {
+            // A header is less than a block.
+            0 => self.act("write_at 0", path, || file.write_all_at(bytes, 0)),
+            _ => self.put("write_at", path, bytes, |bytes| file.write_all_at(bytes, offset)),
+        }
+    }
+
+    fn put(
+        &self,
+        name: &'static str,
+        path: &Path,
+        bytes: &[u8],
+        write: impl FnOnce(&[u8]) -> io::Result<()>,
+    ) -> io::Result<()> {
+        match self.hook.as_ref().map_or(Verdict::Go, |hook| hook(name, path)) {
+            Verdict::Go => write(bytes),
+            Verdict::Fail(error) => Err(error),
+            Verdict::FailAfter(error) => write(bytes.get(..bytes.len() / 2).unwrap_or_default()).and(Err(error)),
+        }
     }
 
     pub fn sync(&self, file: &File, path: &Path) -> io::Result<()> {

@@ -306,6 +306,36 @@ impl Held {
         Ok(())
     }
 
+    /// Before anything is changed: the index has 32 bits for times, and one that is cut would be another one.
+    pub fn check_range(&self, change: &Change) -> Result<(), DirError> {
+        let head = &change.head;
+        let refused = |what: &str| {
+            let text =
+                format!("{}: {what} cannot be kept by an index of version {}", head.name, self.index.minor_version);
+            Err(DirError::Refused(text))
+        };
+        let times = [head.recenttime, head.last_appenddate, head.pop3_last_login, head.pop3_show_after];
+        if times.iter().any(|time| u32::try_from(*time).is_err()) {
+            return refused("a time before 1970 or after 2106");
+        }
+        let layout = index::layout(self.index.minor_version);
+        let mut bytes = Vec::with_capacity(layout.record_bytes());
+        for record in &change.records {
+            bytes.clear();
+            let found = IndexRecord { record: record.clone(), ..IndexRecord::default() };
+            index::encode_record(layout, &found, &mut bytes);
+            let read = index::parse_record(&self.index, 1, &bytes).map(|read| read.record);
+            let same = |read: &Record| {
+                let times = |record: &Record| (record.internaldate, record.last_updated, record.savedate);
+                (times(read), read.size, read.modseq) == (times(record), record.size, record.modseq)
+            };
+            if !read.as_ref().is_ok_and(same) {
+                return refused(&format!("a time or the size of UID {}", record.uid.0));
+            }
+        }
+        Ok(())
+    }
+
     fn set_head(&mut self, head: &MailboxHead) {
         let kept = self.index.option_bits & !Options::from_index(u32::MAX).0;
         self.index.option_bits = kept | head.options.0;

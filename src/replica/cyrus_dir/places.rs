@@ -157,7 +157,11 @@ impl Places {
         if !text.ends_with(b"\n") {
             text.push(b'\n');
         }
-        text.extend_from_slice(format!("partition-{key}: {}\n", root.display()).as_bytes());
+        let line = format!("partition-{key}: {}\n", root.display());
+        // It may stand there already: written by a change that was said to have failed. Twice would be a fault.
+        if !text.split_inclusive(|byte| *byte == b'\n').any(|old| old == line.as_bytes()) {
+            text.extend_from_slice(line.as_bytes());
+        }
         disk.replace(&path, &text).map_err(|error| DirError::io(&path, error))?;
         partitions.insert(key, root.clone());
         Ok(root)

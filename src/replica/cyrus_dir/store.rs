@@ -286,6 +286,7 @@ impl Store {
         }
         let mut held = held.unwrap_or_else(|| Held::new(&dir, now(), real.is_none()));
         let change = plan(&held, update)?;
+        held.check_range(&change)?;
         let before = held.quotaroot().cloned().zip(Some(held.taken())).filter(|_| !anew);
         let mut brought = 0;
         if anew || !held.mailbox.has(&change) {
