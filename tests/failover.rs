@@ -1,7 +1,13 @@
 //! Before a replica takes over: `drain` and `failover-check` against a real replica; and when it does.
 
+#[path = "failover/failback.rs"]
+mod failback;
 #[path = "failover/promote.rs"]
 mod promote;
+#[path = "failover/runbook.rs"]
+mod runbook;
+#[path = "failover/storm.rs"]
+mod storm;
 
 use super::util::{CyrusServer, Options, Rules, Snapshot, Spooltap, cyrus, diff, snapshot, store};
 use spooltap::replay::{Player, Recording, Speed};

@@ -6,6 +6,7 @@ mod demo;
 mod doctor;
 mod events;
 mod exit;
+mod failback;
 mod failover;
 pub mod inspect;
 mod log;
@@ -137,6 +138,8 @@ enum Command {
     FailoverCheck(failover::FailoverArgs),
     /// A replica takes over: what it lacks is listed, it is checked, and nothing is pushed over it any more
     Promote(promote::PromoteArgs),
+    /// The way back: both sides' differences first, then the old source is brought in line with the promoted store
+    Failback(failback::FailbackArgs),
     /// The road from an old server to a new one: preflight, seed, cut-over
     #[command(subcommand)]
     Migrate(migrate::MigrateCommand),
@@ -227,6 +230,7 @@ fn dispatch(cli: Cli) -> Outcome {
         Command::Drain(args) => failover::drain(common, &args),
         Command::FailoverCheck(args) => failover::check(common, &args),
         Command::Promote(args) => promote::promote(common, &args),
+        Command::Failback(args) => failback::failback(common, &args),
         Command::Migrate(command) => migrate::migrate(common, &command),
         Command::Demo(args) => demo::demo(common, &args),
         Command::Man(args) => man::man(&args),

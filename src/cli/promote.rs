@@ -6,15 +6,14 @@ mod lines;
 
 use super::failover;
 use super::setup::{Setup, config_alone, replica_failure, state_dir};
-use super::verify::line;
 use super::{Common, Exit, Failure, Outcome};
-use crate::config::{Config, ReplicaConfig};
+use crate::config::Config;
 use crate::cyrus::names;
 use crate::cyrus::quota::parse_usage;
 use crate::daemon::control::{self, ControlError, Request};
 use crate::daemon::report::Status;
-use crate::engine::{Depth, Difference, Extent, Whole, fence, verify, whole};
-use crate::model::{MailStore, Promotion, Replica, ReplicaTarget};
+use crate::engine::{self, Lane, Mismatch, Side, Whole, fence, whole};
+use crate::model::{MailStore, MboxName, Promotion, Replica, ReplicaTarget};
 use crate::spool::{LiveSpool, open_store, read_conf};
 use crate::state::Promotions;
 use clap::Args;
@@ -73,7 +72,7 @@ struct Report {
     replica: String,
     promoted: bool,
     /// What source and replica do not have alike; all of it, where the source can be read.
-    differences: Vec<Difference>,
+    differences: Vec<Mismatch>,
     /// What is known where it cannot.
     known: Vec<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -108,7 +107,9 @@ pub(super) fn promote(common: &Common, args: &PromoteArgs) -> Outcome {
     // Held to the end: of a directory nobody else can become the writer meanwhile.
     let mut session = target.open().map_err(replica_failure)?;
     let mut report = Report { replica: name, ..Report::default() };
-    missing(&old, replica, &*target, &mut *session, &mut report)?;
+    let list = dir.as_ref().and_then(|dir| open_store(&dir.join("imapd.conf")).ok()?.listing().ok());
+    let names: Vec<MboxName> = list.iter().flat_map(|list| list.entries().map(|entry| entry.name.clone())).collect();
+    missing(&old, &names, &*target, &mut *session, &mut report)?;
     let lines = match &dir {
         Some(dir) => Some(last_check(dir, &old, args, &mut report)?),
         None => {
@@ -156,7 +157,7 @@ pub(super) fn nobody_runs(state: &Path) -> Result<(), Failure> {
 /// What had not reached the replica.
 fn missing(
     old: &Old,
-    replica: &ReplicaConfig,
+    names_there: &[MboxName],
     target: &dyn ReplicaTarget,
     session: &mut dyn Replica,
     report: &mut Report,
@@ -167,23 +168,27 @@ fn missing(
         report.known = known(&old.config.state);
         return Ok(());
     };
-    let state = setup.state()?;
-    let extent = Extent { lanes: None, depth: Depth::Records, rate: None };
-    let receipts = state.replica(&replica.url);
-    let found = verify(&*setup.store, session, &target.capabilities(), Some(&receipts), extent, &mut |_, _| {});
+    let source = |error| Failure::new(Exit::Source, error);
+    let _held = setup.state()?;
+    let mut lanes = engine::lanes(&*setup.store).map_err(source)?;
+    let prefix = setup.store.deleted_prefix();
+    lanes.extend(names_there.iter().map(|name| Lane::of(name, prefix)));
+    let found = engine::sides(&*setup.store, session, &target.capabilities(), &lanes, names_there);
     let found = found.map_err(|error| match error {
-        crate::engine::VerifyError::Store(error) => Failure::new(Exit::Source, error),
-        crate::engine::VerifyError::Replica(error) => replica_failure(error),
+        engine::VerifyError::Store(error) => source(error),
+        engine::VerifyError::Replica(error) => replica_failure(error),
     })?;
-    if !found.differences.is_empty() {
-        report.against.push(format!("{} differences between source and replica", found.differences.len()));
+    let count = |side: Side| found.mismatches.iter().filter(|one| one.side == side).count();
+    let (here, there, both) = (count(Side::Here), count(Side::There), count(Side::Both));
+    if here + there + both > 0 {
+        let text = format!("{here} only at the source, {there} only on the replica, {both} differ");
+        report.against.push(text);
     }
-    let unread = found.unreadable.iter().map(|(object, why)| format!("{object}: cannot be read at the source: {why}"));
-    report.known.extend(unread);
+    report.known.extend(found.unreadable);
     if !report.known.is_empty() {
         report.against.push(format!("{} objects of the source cannot be read", report.known.len()));
     }
-    report.differences = found.differences;
+    report.differences = found.mismatches;
     Ok(())
 }
 
@@ -245,7 +250,12 @@ fn told(common: &Common, report: &Report) -> Outcome {
         return Ok(Exit::Ok);
     }
     for difference in &report.differences {
-        writeln!(out, "{}", line(difference))?;
+        let side = match difference.side {
+            Side::Here => "only at the source",
+            Side::There => "only on the replica",
+            Side::Both => "differs",
+        };
+        writeln!(out, "{side} {}: {}", difference.object, difference.what)?;
     }
     for known in &report.known {
         writeln!(out, "{known}")?;

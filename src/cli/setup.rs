@@ -159,6 +159,16 @@ pub(super) fn config_alone(common: &Common) -> Result<Config, Failure> {
     checked(&typed(common)?, None, true)
 }
 
+/// How one more server is spoken to: as replicas are.
+pub(super) fn config_of(common: &Common, url: &str) -> Result<ReplicaConfig, Failure> {
+    let mut raw = typed(common)?;
+    raw.replica = vec![url.into()];
+    let conf = raw.imapd_conf.as_deref().and_then(|path| read_conf(path).ok());
+    let config = checked(&raw, conf.as_ref(), true)?;
+    let one = config.replicas.into_iter().next();
+    one.ok_or_else(|| Failure::new(Exit::Usage, anyhow::anyhow!("{url} names no server")))
+}
+
 /// Where our state is, without a look at anything else.
 pub(super) fn state_dir(common: &Common) -> Result<PathBuf, Failure> {
     Ok(typed(common)?.state.unwrap_or_else(|| DEFAULT_STATE.into()))

@@ -122,7 +122,7 @@ pub(super) fn verify(common: &Common, args: &VerifyArgs) -> Outcome {
 }
 
 /// A difference for people.
-pub(super) fn line(difference: &Difference) -> String {
+fn line(difference: &Difference) -> String {
     let values = if difference.source.is_empty() && difference.replica.is_empty() {
         String::new()
     } else {

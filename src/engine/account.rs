@@ -5,8 +5,8 @@ use super::push::{JobError, Pusher};
 use super::queue::{Item, Lane};
 use super::{diff, loss, scripts};
 use crate::model::{
-    AccountView, Capabilities, MailboxEntry, MailboxHead, MboxName, QuotaRoot, Replica, ReplicaError, Step, UniqueId,
-    UserId, UserPart,
+    AccountView, Capabilities, MailboxEntry, MailboxHead, MboxName, QuotaRoot, Replica, ReplicaError, SeenState, Step,
+    UniqueId, UserId, UserPart,
 };
 use crate::state::UserReceipt;
 use std::collections::{BTreeSet, HashSet};
@@ -40,6 +40,9 @@ impl Pusher<'_> {
             Some(limits) => Some(limits),
             None => self.session.view_quota(root)?,
         };
+        if mine.is_none() && self.shared.keep {
+            return Ok(());
+        }
         if !diff::same_limits(mine.as_ref(), theirs.as_ref()) {
             if mine.is_none() {
                 self.removal(&format_args!("quota root {root}"))?;
@@ -86,7 +89,10 @@ impl Pusher<'_> {
         // Listed after the reading: what somebody has read was in the list before.
         let source = self.shared.source()?;
         let known = |id: &UniqueId| source.by_id(id).is_some();
-        let steps = diff::diff_meta(user, &mine, &theirs, &parts, &known);
+        let mut steps = diff::diff_meta(user, &mine, &theirs, &parts, &known);
+        if self.shared.keep {
+            steps.retain(|step| !takes_away(step));
+        }
         let changed = !steps.is_empty();
         // A directory that is gone looks like users who gave everything up.
         let given_up = match part {
@@ -94,13 +100,19 @@ impl Pusher<'_> {
             UserPart::Sieve => mine.sieve.is_empty() && !theirs.sieve.is_empty(),
             UserPart::Seen => false,
         };
-        if given_up {
+        if given_up && !self.shared.keep {
             self.removal(&format_args!("{part:?} of {user}"))?;
         }
         for step in &steps {
             self.apply(step)?;
         }
-        if !self.shared.dry_run {
+        if self.shared.keep {
+            // It has more than is here: what that is, is asked anew next time.
+            self.shared.state.remove_user(user);
+            if changed {
+                self.confirmed(&Item::Meta(part), Some(&user.inbox()), seen_at);
+            }
+        } else if !self.shared.dry_run {
             let meta = diff::confirmed_meta(&mine, &theirs, &parts, &known);
             let all = [UserPart::Subs, UserPart::Seen, UserPart::Sieve].into_iter().collect::<BTreeSet<_>>();
             let settled = diff::diff_meta(user, &mine, &meta, &all, &known).is_empty();
@@ -132,16 +144,32 @@ impl Pusher<'_> {
             Some(annotations) => annotations,
             None => self.session.view_server_annotations()?,
         };
-        let steps = diff::diff_server_annotations(&mine, &theirs);
+        let mut steps = diff::diff_server_annotations(&mine, &theirs);
+        if self.shared.keep {
+            steps.retain(|step| !takes_away(step));
+        }
         for step in &steps {
             self.apply(step)?;
         }
         if !self.shared.dry_run {
-            self.shared.state.put_server_annotations(&mine);
+            let now = if self.shared.keep { self.session.view_server_annotations()? } else { mine };
+            self.shared.state.put_server_annotations(&now);
             if !steps.is_empty() {
                 self.confirmed(&Item::ServerAnnotations, None, seen_at);
             }
         }
         Ok(())
+    }
+}
+
+/// Something that the replica has would be lost by it.
+fn takes_away(step: &Step) -> bool {
+    match step {
+        Step::Unsubscribe { .. }
+        | Step::SieveRemove { .. }
+        | Step::SieveDeactivate { .. }
+        | Step::RemoveServerAnnotation { .. } => true,
+        Step::Seen { seen, .. } => *seen == SeenState::default(),
+        _ => false,
     }
 }

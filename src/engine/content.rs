@@ -319,6 +319,15 @@ impl Pusher<'_> {
             }
         }
         let raw = &raw;
+        if self.shared.keep
+            && let Repair::Lift { expunge, .. } = &repair
+            && !expunge.is_empty()
+        {
+            // Whether these were deleted here, or are of the other side alone, nobody can tell any more.
+            let reason = format!("it has {} messages of which nothing is known here", expunge.len());
+            let only_there = diff::only_there(raw, full.records.as_deref().unwrap_or_default());
+            repair = Repair::Rebuild { reason, only_there };
+        }
         match repair {
             Repair::Lift { expunge, mut update, lift } => {
                 if !expunge.is_empty() {

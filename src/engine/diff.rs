@@ -315,15 +315,7 @@ pub fn repair(snapshot: &MailboxSnapshot, full: &MailboxView, caps: &Capabilitie
     let mine: HashMap<Uid, &Record> = snapshot.records.iter().map(|record| (record.uid, record)).collect();
     let have: HashMap<Uid, &Record> = theirs.iter().map(|record| (record.uid, record)).collect();
     if let Some(reason) = rebuild_reason(snapshot, full, &mine, theirs) {
-        let ours: HashSet<_> =
-            snapshot.records.iter().filter(|record| !record.is_expunged()).map(|record| record.guid).collect();
-        let known: HashSet<_> = snapshot.records.iter().map(|record| (record.uid, record.guid)).collect();
-        let only_there = theirs
-            .iter()
-            .filter(|record| !record.is_expunged() && !ours.contains(&record.guid))
-            .filter(|record| !known.contains(&(record.uid, record.guid)))
-            .cloned()
-            .collect();
+        let only_there = only_there(snapshot, theirs);
         return Repair::Rebuild { reason, only_there };
     }
     let expunge: Vec<Uid> = theirs
@@ -376,6 +368,17 @@ pub fn repair(snapshot: &MailboxSnapshot, full: &MailboxView, caps: &Capabilitie
     let lift = (offset > 0 || !fixed.is_empty()).then_some(Lift { since: snapshot.head.highestmodseq, offset, fixed });
     let crcs = crcs(&lifted, caps);
     Repair::Lift { expunge, update: Box::new(update(&lifted, crcs, None, records, false)), lift }
+}
+
+/// Live messages that the replica's mailbox has and the source's has not: neither alive nor known to have been deleted.
+pub fn only_there(snapshot: &MailboxSnapshot, theirs: &[Record]) -> Vec<Record> {
+    let ours: HashSet<_> =
+        snapshot.records.iter().filter(|record| !record.is_expunged()).map(|record| record.guid).collect();
+    let known: HashSet<_> = snapshot.records.iter().map(|record| (record.uid, record.guid)).collect();
+    let is_only_there = |record: &&Record| {
+        !record.is_expunged() && !ours.contains(&record.guid) && !known.contains(&(record.uid, record.guid))
+    };
+    theirs.iter().filter(is_only_there).cloned().collect()
 }
 
 fn rebuild_reason(

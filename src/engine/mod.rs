@@ -18,6 +18,7 @@ pub mod fence;
 mod fill_in;
 mod held;
 mod loss;
+pub mod merge;
 mod mover;
 mod names;
 mod pace;
@@ -29,18 +30,23 @@ mod scan;
 mod scripts;
 mod scrub;
 mod settle;
+mod sides;
 #[cfg(test)]
 mod tests;
 mod verify;
 mod whole;
 
 pub use control::{ControlError, StandingOrder, Subject, Word};
+pub use merge::Addition;
 pub use mover::{MoveError, Mover};
 pub use pace::{Bustle, Pace};
+pub use push::NoBodies;
 pub use queue::{Backoff, Failure, Item, Lane, QueueStats};
+pub use rebuild::aside_for;
 pub use route::quota_lane;
 pub use scan::{ScanReport, scan};
 pub use scrub::{Damage, Pass};
+pub use sides::{Mismatch, Side, Sides, Surplus, lanes, sides};
 pub use verify::{Depth, Difference, Extent, VerifyError, VerifyReport, verify};
 pub use whole::{Whole, whole};
 
@@ -141,6 +147,8 @@ pub struct Options {
     pub allow_removals: bool,
     /// Send what an older replica can hold of a mailbox or quota root, and leave out the rest.
     pub allow_loss: bool,
+    /// Take nothing from a replica: what only it has is put aside there and stays.
+    pub keep: bool,
     /// Default: every replica has everything. What a replica has of a lane that is not its own stays there as it is.
     pub share: Option<Share>,
     /// How catch-up scans go.
@@ -166,6 +174,7 @@ impl Default for Options {
             stop_on_fatal: false,
             allow_removals: false,
             allow_loss: false,
+            keep: false,
             share: None,
             scan_pace: ScanPace::default(),
         }
@@ -197,6 +206,7 @@ struct Shared {
     pub dry_run: bool,
     allow_removals: bool,
     allow_loss: bool,
+    keep: bool,
     /// What was left out, so that the same is told once.
     left_out: Mutex<HashMap<String, String>>,
     /// Messages that are not sent because their files are no good.
@@ -462,6 +472,7 @@ impl Engine {
                 dry_run: options.dry_run,
                 allow_removals: options.allow_removals,
                 allow_loss: options.allow_loss,
+                keep: options.keep,
                 left_out: Mutex::default(),
                 held: Mutex::default(),
                 share: options.share.clone(),

@@ -48,7 +48,7 @@ impl JobError {
 }
 
 /// Nothing to give: for steps that carry no bodies.
-pub(super) struct NoBodies;
+pub struct NoBodies;
 
 impl BodySource for NoBodies {
     fn open(&self, body: &BodyRef) -> Result<Body, StoreError> {
@@ -322,6 +322,7 @@ impl<'a> Pusher<'a> {
     fn item(&mut self, job: &mut Job, item: &Item, seen_at: Instant) -> Result<(), JobError> {
         match item {
             Item::Compare => Ok(()),
+            Item::Mailbox(id) if self.gives_way(id) => Ok(()),
             Item::Mailbox(id) => {
                 self.settle(job, id, &mut HashSet::new())?;
                 let Some(entry) = self.source.by_id(id).cloned() else { return Ok(()) };
@@ -358,6 +359,12 @@ impl<'a> Pusher<'a> {
             },
             Item::ServerAnnotations => self.server_annotations(seen_at),
         }
+    }
+
+    /// A name without a mailbox takes the place of no mailbox that only the replica has.
+    fn gives_way(&self, id: &UniqueId) -> bool {
+        let Some(entry) = self.source.by_id(id).filter(|entry| entry.mbtype.is_intermediate()) else { return false };
+        self.shared.keep && self.shared.names().id(&entry.name).is_some()
     }
 
     /// From 3.6 on a user's data lies under the uniqueid of his INBOX: what is said before the INBOX is there is lost with

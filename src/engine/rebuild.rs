@@ -4,7 +4,7 @@
 use super::Event;
 use super::push::{JobError, Pusher};
 use crate::model::{
-    MailboxEntry, MailboxHead, MailboxSnapshot, MailboxView, MboxName, ModSeq, Record, Step, Uid, UniqueId,
+    MailboxEntry, MailboxHead, MailboxSnapshot, MailboxView, MboxName, MessageGuid, ModSeq, Record, Step, Uid, UniqueId,
 };
 
 /// Saves `only_there` into `NAME.replica-only-HASH` and removes the mailbox, identified by its uniqueid.
@@ -52,15 +52,24 @@ pub(super) fn rebuild(
     Ok(())
 }
 
-fn rescue_mailbox(entry: &MailboxEntry, full: &MailboxView, only_there: &[Record]) -> MailboxSnapshot {
+fn hash_of(uniqueid: &UniqueId, guids: &[MessageGuid]) -> String {
     let mut hash = blake3::Hasher::new();
-    hash.update(entry.uniqueid.as_bytes());
-    only_there.iter().for_each(|record| {
-        hash.update(&record.guid.0);
+    hash.update(uniqueid.as_bytes());
+    guids.iter().for_each(|guid| {
+        hash.update(&guid.0);
     });
-    let hex = hash.finalize().to_hex();
-    let short = hex.get(..8).unwrap_or("00000000");
-    let name: MboxName = [entry.name.as_bytes(), b".replica-only-", short.as_bytes()].concat().into();
+    hash.finalize().to_hex().to_string()
+}
+
+/// The name of the mailbox into which these messages are put when the mailbox that has them is made anew.
+pub fn aside_for(name: &MboxName, uniqueid: &UniqueId, guids: &[MessageGuid]) -> MboxName {
+    super::merge::aside_name(name, &hash_of(uniqueid, guids))
+}
+
+fn rescue_mailbox(entry: &MailboxEntry, full: &MailboxView, only_there: &[Record]) -> MailboxSnapshot {
+    let guids: Vec<_> = only_there.iter().map(|record| record.guid).collect();
+    let hex = hash_of(&entry.uniqueid, &guids);
+    let name = super::merge::aside_name(&entry.name, &hex);
     let records: Vec<Record> = only_there
         .iter()
         .zip(1u32..)

@@ -45,7 +45,7 @@ impl Pusher<'_> {
                 path.insert(id.clone());
                 self.free(job, &entry.name, id, path)
             }
-            (None, Some(name)) if ours => {
+            (None, Some(name)) if ours && !self.shared.keep => {
                 self.own(job, &name)?;
                 self.remove(id, &name)
             }
@@ -104,10 +104,23 @@ impl Pusher<'_> {
             self.forget(&occupant);
             return Ok(());
         }
+        if self.shared.keep {
+            return self.put_aside(&occupant, name);
+        }
         Err(JobError::Conflict(format!(
             "name {name} is taken on the replica by a mailbox with uniqueid {occupant}, which the source does not have; \
              it holds mail and is kept: rename or delete it there, then spooltap goes on by itself"
         )))
+    }
+
+    /// A mailbox that only the replica has makes room for one of its name.
+    fn put_aside(&mut self, occupant: &UniqueId, name: &MboxName) -> Result<(), JobError> {
+        let there = self.session.view_mailboxes(std::slice::from_ref(name))?.pop();
+        let Some(head) = there.map(|view| view.head).filter(|head| head.uniqueid == *occupant) else {
+            return self.look_again(std::slice::from_ref(name), occupant);
+        };
+        let aside = super::merge::aside_name(name, blake3::hash(occupant.as_bytes()).to_hex().as_str());
+        self.rename_on_replica(occupant, name, &aside, &head.partition, head.uidvalidity)
     }
 
     pub(super) fn rename(&mut self, entry: &MailboxEntry, from: &MboxName) -> Result<(), JobError> {
@@ -189,7 +202,7 @@ impl Pusher<'_> {
         }
         let user = from.owner().filter(|_| from.is_inbox());
         let scripts_apart = !(self.store().sieve_in_mailboxes() && self.caps.sieve_mailboxes);
-        if let Some(user) = user.filter(|_| scripts_apart) {
+        if let Some(user) = user.filter(|_| scripts_apart && !self.shared.keep) {
             let meta = self.session.view_user(&user)?.meta;
             if meta.active.is_some() {
                 self.apply(&Step::SieveDeactivate { user: user.clone() })?;

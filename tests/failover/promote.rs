@@ -35,12 +35,24 @@ fn a_directory_takes_over_and_nothing_is_pushed_over_it() {
     source.kill9();
 
     let refused = ask(&state, &["promote"]);
-    check(&refused, 1, "user u1: user.u1 UID 6: missing on the replica");
+    check(&refused, 1, "only at the source user.u1 UID 6: ");
     check(&refused, 1, "last check: 2 mailboxes, 10 messages, 2 users, 1 quota roots: whole");
     check(&refused, 1, "NO-GO");
     check(&ask(&state, &["promote", "--force", "--dry-run"]), 1, "missing sasl_pwcheck_method: auxprop");
     check(&ask(&state, &["push", "-u", "u2"]), 0, "");
+    // Killed on the way, again and again.
+    for number in 0..6 {
+        let mut command = Spooltap::command(&conf, &state);
+        command.args(["--replica", &url, "promote", "--force", "--write-conf"]);
+        command.stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null());
+        let mut child = command.spawn().expect("starts");
+        std::thread::sleep(std::time::Duration::from_millis(5 + number * 40));
+        let _ = child.kill();
+        child.wait().expect("ends");
+    }
     check(&ask(&state, &["promote", "--force", "--write-conf", "--bodies"]), 0, "promoted: cyrus://");
+    let conf_there = std::fs::read_to_string(place.dir().join("imapd.conf")).expect("reads");
+    assert_eq!(conf_there.matches("sasl_pwcheck_method").count(), 1, "{conf_there}");
     check(&ask(&state, &["promote"]), 0, "promoted: cyrus://");
 
     // This source and any other.

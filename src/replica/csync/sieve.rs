@@ -24,7 +24,7 @@ impl Session {
     }
 
     /// The text of a script as the server has it.
-    fn sieve_text(&mut self, user: &UserId, name: &SieveName) -> Result<Vec<u8>, ReplicaError> {
+    pub(super) fn sieve_text(&mut self, user: &UserId, name: &SieveName) -> Result<Vec<u8>, ReplicaError> {
         let lines = self.request(&command::fetch_sieve(user, &script_file(name)))?;
         let text = lines.into_iter().find_map(|line| match line {
             Untagged::SieveText(text) => Some(text),

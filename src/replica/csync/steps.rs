@@ -7,7 +7,7 @@ use crate::csync::Dialect;
 use crate::csync::command::{self, Untagged};
 use crate::model::{
     AccountView, Annotation, Body, BodySource, MailboxHead, MailboxView, MboxName, Partition, QuotaLimits, QuotaRoot,
-    Record, Replica, ReplicaError, Step, Uid, UniqueId, UserId,
+    Record, Replica, ReplicaError, SieveName, Step, Uid, UniqueId, UserId,
 };
 use std::time::Duration;
 
@@ -187,6 +187,11 @@ impl Replica for Session {
             _ => None,
         });
         Ok(file.map(|data| Body { size: data.len() as u64, reader: Box::new(std::io::Cursor::new(data)) }))
+    }
+
+    fn script(&mut self, user: &UserId, name: &SieveName) -> Result<Option<Vec<u8>>, ReplicaError> {
+        let there = self.dialect.user_there(user);
+        self.sieve_text(&there, name).map(Some)
     }
 
     fn view_quota(&mut self, root: &QuotaRoot) -> Result<Option<QuotaLimits>, ReplicaError> {
