@@ -150,7 +150,8 @@ fn roots(tls: &Tls) -> Result<RootCertStore, TlsError> {
             if roots.is_empty() {
                 return Err(TlsError::Certificate(
                     Denial::Stranger,
-                    "this system has no CA; name one as ca_file in [tls]".into(),
+                    "this system has no CA; name one as ca_file in [tls], or the certificate itself as pin_sha256"
+                        .into(),
                 ));
             }
         }
