@@ -6,24 +6,30 @@ mod fuses;
 mod login;
 #[path = "daemon/manual.rs"]
 mod manual;
+#[path = "daemon/metrics.rs"]
+mod metrics;
 #[path = "daemon/moves.rs"]
 mod moves;
+#[path = "daemon/rights.rs"]
+mod rights;
 #[path = "daemon/scrub.rs"]
 mod scrub;
 #[path = "daemon/several.rs"]
 mod several;
 #[path = "daemon/tls.rs"]
 mod tls;
+#[path = "daemon/unit.rs"]
+mod unit;
 #[path = "daemon/units.rs"]
 mod units;
+#[path = "daemon/watchdog.rs"]
+mod watchdog;
 
 use super::util::{CyrusServer, Options, Spooltap, cyrus, eventually};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
 use std::fs;
-use std::io::{Read, Write};
-use std::net::{TcpListener, TcpStream};
 use std::path::PathBuf;
 use std::process::{Command, Output};
 use std::time::Duration;
@@ -163,76 +169,6 @@ fn status_tells_what_is_open_and_orders_are_obeyed_over_a_kill() {
     assert_eq!(lab.says(&["skip"]).status.code(), Some(64), "everything cannot be skipped");
     assert_eq!(lab.says(&["pause", "--replica", "csync://no@where"]).status.code(), Some(64));
     assert_eq!(lab.says(&["pause", "-m", "user.nobody"]).status.code(), Some(64));
-}
-
-#[test]
-fn figures_for_prometheus_over_http_and_as_a_file() {
-    if !cyrus::installed() {
-        return;
-    }
-    let lab = Lab::new(&["u1"]);
-    let address = TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a free port");
-    let file = lab.dir.path().join("spooltap.prom");
-    lab.configure(&format!("metrics_listen = \"{address}\"\nmetrics_file = {:?}\n", file));
-    let _spooltap = lab.start(&[]);
-    lab.deliver("u1");
-    lab.becomes("equal", |code, replica| code == 0 && idle(replica) && replica["confirmed_total"].as_u64() > Some(0));
-    let ask = |request: &str| {
-        let mut stream = TcpStream::connect(address).expect("connects");
-        stream.write_all(request.as_bytes()).expect("writes");
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).expect("reads");
-        answer
-    };
-    let answer = ask("GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n");
-    let (head, page) = answer.split_once("\r\n\r\n").expect("head and body");
-    assert!(head.starts_with("HTTP/1.1 200"), "{head}");
-    check_exposition(page);
-    let replica = format!("{{replica=\"{}\"}}", lab.replica());
-    assert!(page.contains(&format!("spooltap_replica_lag_seconds{replica} 0\n")), "{page}");
-    assert!(page.contains(&format!("spooltap_replica_usable{replica} 1\n")), "{page}");
-    assert!(ask("GET / HTTP/1.1\r\n\r\n").starts_with("HTTP/1.1 404"));
-    assert!(ask("POST /metrics HTTP/1.1\r\n\r\n").starts_with("HTTP/1.1 405"));
-    check_exposition(&fs::read_to_string(file).expect("the text file"));
-}
-
-/// The text format: HELP, TYPE, then the samples of that family; a histogram's buckets ascend and end in the count.
-fn check_exposition(page: &str) {
-    let mut family = (String::new(), String::new());
-    let mut seen = std::collections::BTreeSet::new();
-    let mut below: Option<f64> = None;
-    assert!(page.ends_with('\n'));
-    for line in page.lines() {
-        let words: Vec<&str> = line.splitn(4, ' ').collect();
-        match words[..] {
-            ["#", "HELP", name, _] => family = (name.to_owned(), String::new()),
-            ["#", "TYPE", name, kind] => {
-                assert_eq!(name, family.0);
-                assert!(["gauge", "counter", "histogram"].contains(&kind), "{line}");
-                assert_eq!(kind == "counter", name.ends_with("_total"), "{line}");
-                family.1 = kind.to_owned();
-            }
-            _ => {
-                let (sample, value) = line.rsplit_once(' ').expect("name and value");
-                let value: f64 = value.parse().expect("a number");
-                let (name, labels) = sample.split_once('{').unwrap_or((sample, "}"));
-                let suffix = name.strip_prefix(family.0.as_str()).unwrap_or_else(|| panic!("{line} in {}", family.0));
-                let suffixes: &[&str] = if family.1 == "histogram" { &["_bucket", "_sum", "_count"] } else { &[""] };
-                assert!(suffixes.contains(&suffix), "{line}");
-                assert!(name.bytes().all(|b| b.is_ascii_lowercase() || b == b'_'), "{line}");
-                assert!(labels.ends_with('}') && seen.insert(sample.to_owned()), "{line}");
-                match suffix {
-                    "_bucket" => {
-                        assert!(below.is_none_or(|below| below <= value), "{line}");
-                        below = Some(value);
-                    }
-                    "_count" => assert_eq!(below.take(), Some(value), "{line}"),
-                    _ => {}
-                }
-            }
-        }
-    }
-    assert!(seen.len() > 20, "{page}");
 }
 
 #[test]

@@ -5,8 +5,8 @@ use super::cookies::Cookies;
 use super::derive::Roots;
 use super::feed::{Control, Counters, Feed, Out, lock};
 use super::ground::{Area, Ground, Relief};
-use super::{AUTO, CaptureError, CaptureStats, SOURCES, Settings, Source, SourceKind, SourceStats, mounts};
-use crate::model::{Notice, Scope};
+use super::{AUTO, BREATH, CaptureError, CaptureStats, SOURCES, Settings, Source, SourceKind, SourceStats, mounts};
+use crate::model::{Notice, Pulse, Scope, pulse};
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
@@ -30,6 +30,7 @@ struct Post {
     areas: Vec<Area>,
     control: Control,
     counters: Arc<Counters>,
+    pulse: Arc<Pulse>,
     /// Serves what others cannot.
     is_relief: bool,
 }
@@ -60,6 +61,7 @@ pub struct CaptureHandle {
     words: Sender<Word>,
     cookies: Option<Arc<Cookies>>,
     conductor: Option<JoinHandle<()>>,
+    pulse: Arc<Pulse>,
 }
 
 struct Conductor {
@@ -128,9 +130,12 @@ pub fn start(
         pause,
     };
     conductor.begin()?;
-    let thread = std::thread::Builder::new().name("capture".to_owned()).spawn(move || conductor.run());
+    let pulse = Pulse::new("capture");
+    let theirs = pulse.clone();
+    let run = move || theirs.during(|| conductor.run());
+    let thread = std::thread::Builder::new().name("capture".to_owned()).spawn(run);
     let thread = thread.map_err(|cause| CaptureError::System { what: "thread", cause })?;
-    Ok(CaptureHandle { board, words, cookies, conductor: Some(thread) })
+    Ok(CaptureHandle { board, words, cookies, conductor: Some(thread), pulse })
 }
 
 impl Conductor {
@@ -243,13 +248,14 @@ impl Conductor {
             areas,
             control,
             counters: feed.counters.clone(),
+            pulse: Pulse::new(format!("capture by {}", kind.name)),
             is_relief,
         });
         self.next_id += 1;
         let (theirs, words) = (post.clone(), self.words.clone());
         let thread = std::thread::Builder::new()
             .name(format!("capture-{}", kind.name))
-            .spawn(move || serve(source, feed, &theirs, &words));
+            .spawn(move || theirs.pulse.clone().during(|| serve(source, feed, &theirs, &words)));
         match thread {
             Ok(thread) => self.threads.push((post.id, thread)),
             Err(cause) => return Err((CaptureError::System { what: "thread", cause }, post.areas.clone())),
@@ -264,7 +270,14 @@ impl Conductor {
             let now = Instant::now();
             let vacant = (!self.vacancies.is_empty()).then(|| now + REST);
             let next = [Some(now + LOOK), vacant, self.better_at].into_iter().flatten().min().unwrap_or(now + LOOK);
-            match self.inbox.recv_timeout(next.saturating_duration_since(now)) {
+            let word = loop {
+                pulse::beat();
+                match self.inbox.recv_timeout(next.saturating_duration_since(Instant::now()).min(BREATH)) {
+                    Err(RecvTimeoutError::Timeout) if Instant::now() < next => {}
+                    word => break word,
+                }
+            };
+            match word {
                 Ok(Word::Stop) | Err(RecvTimeoutError::Disconnected) => break,
                 Ok(Word::Ended(id, result)) => self.ended(id, result),
                 Ok(Word::Bell) => self.relieve("directories without a watch"),
@@ -419,7 +432,8 @@ impl Conductor {
                 }
                 let since = Instant::now();
                 if let Ok(new) = self.post(kind, post.areas.clone(), "it works again", Some(since), false) {
-                    new.control.wait_armed();
+                    // That has a pulse of its own.
+                    pulse::abroad(|| new.control.wait_armed());
                     // It may have failed at once; then it is told, and this post stays.
                     if new.control.is_serving() {
                         better = true;
@@ -471,11 +485,16 @@ impl CaptureHandle {
         loop {
             let posts = lock(&self.board.posts).clone();
             posts.iter().for_each(|post| post.control.wait_armed());
-            if self.serving() || self.conductor.as_ref().is_none_or(JoinHandle::is_finished) {
+            if self.is_armed() {
                 return;
             }
             std::thread::sleep(Duration::from_millis(5));
         }
+    }
+
+    /// The initial set of watches stands, or never will.
+    pub fn is_armed(&self) -> bool {
+        self.serving() || self.conductor.as_ref().is_none_or(JoinHandle::is_finished)
     }
 
     /// Every area has a source, and each source watches.
@@ -533,6 +552,12 @@ impl CaptureHandle {
         {
             tracing::error!("capture ended in a panic");
         }
+    }
+
+    /// Signs of life of whoever is at work.
+    pub fn pulses(&self) -> Vec<Arc<Pulse>> {
+        let posts = lock(&self.board.posts);
+        posts.iter().map(|post| post.pulse.clone()).chain([self.pulse.clone()]).collect()
     }
 
     pub fn stats(&self) -> CaptureStats {

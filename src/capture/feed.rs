@@ -3,7 +3,7 @@
 
 use super::cookies::Cookies;
 use super::{Coalescer, Roots, Settings};
-use crate::model::{DirtyKey, Notice, Scope};
+use crate::model::{DirtyKey, Notice, Scope, pulse};
 use nix::errno::Errno;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use std::ffi::OsStr;
@@ -155,6 +155,7 @@ impl Feed {
 
     /// A path was touched; gives true when it belongs to some key.
     pub fn touched(&mut self, kind: TouchKind, path: &Path, is_dir: bool, seen_at: Instant) -> bool {
+        pulse::beat();
         let key = self.roots.derive(path, is_dir);
         if let Some(tap) = &self.tap {
             tap(&TapEvent { path, is_dir, kind, key: key.as_ref(), seen_at });
@@ -186,6 +187,7 @@ impl Feed {
 
     /// The same, not more often than a key may be held at most: for long loops.
     pub fn hand_on_in_burst(&mut self) {
+        pulse::beat();
         let now = Instant::now();
         if now.duration_since(self.handed_on_at) >= self.most {
             self.hand_on(now);

@@ -31,7 +31,7 @@ pub use feed::{Control, Feed, Orders, Tap, TapEvent, TouchKind};
 pub use ground::{Area, FsKind, Ground, fs_kind};
 pub use logtail::LogTail;
 
-use crate::model::Disposition;
+use crate::model::{Disposition, pulse};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, ppoll};
 use nix::sys::time::TimeSpec;
@@ -80,6 +80,9 @@ const EVENTS_BETWEEN_READS: usize = 512;
 /// Events held here; more are left to the kernel, which says so when it drops them.
 const BACKLOG_MOST: usize = 1_000_000;
 
+/// Nobody sleeps longer in one go.
+const BREATH: Duration = Duration::from_secs(1);
+
 /// The value of `capture` that chooses by itself.
 pub const AUTO: &str = "auto";
 
@@ -96,7 +99,7 @@ fn any_place(_: &Ground, _: &Area) -> Result<String, String> {
     Ok("works on every file system".to_owned())
 }
 
-/// Sleeps until an order comes, `also` can be read, or it is time.
+/// Sleeps until an order comes, `also` can be read, or it is time; or less.
 fn wait(control: &Control, also: Option<BorrowedFd<'_>>, until: Option<Instant>) -> Result<(), CaptureError> {
     wait_also(control, also, None, until).map(drop)
 }
@@ -112,8 +115,11 @@ fn wait_also(
     fds.extend(also.map(|fd| PollFd::new(fd, PollFlags::POLLIN)));
     let place = fds.len();
     fds.extend(mounts.map(|fd| PollFd::new(fd, PollFlags::POLLPRI)));
-    let timeout = until.map(|at| TimeSpec::from_duration(at.saturating_duration_since(Instant::now())));
-    match ppoll(&mut fds, timeout, None) {
+    // Whoever waits says now and then that it does.
+    let timeout = until.map_or(BREATH, |at| at.saturating_duration_since(Instant::now()).min(BREATH));
+    let woken = ppoll(&mut fds, Some(TimeSpec::from_duration(timeout)), None);
+    pulse::beat();
+    match woken {
         Ok(_) => Ok(fds.get(place).and_then(PollFd::any).unwrap_or(false)),
         Err(Errno::EINTR) => Ok(false),
         Err(errno) => Err(CaptureError::System { what: "poll", cause: errno.into() }),

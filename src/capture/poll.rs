@@ -12,7 +12,7 @@ use super::derive::{Reach, Roots};
 use super::feed::{Control, Feed, TouchKind};
 use super::ground::{Area, Ground, Relief};
 use super::{CaptureError, Source, wait};
-use crate::model::{DirtyKey, Scope};
+use crate::model::{DirtyKey, Scope, pulse};
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ffi::{OsStr, OsString};
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -177,6 +177,7 @@ impl PollSource {
         let mut below = Vec::new();
         let mut found: BTreeMap<DirtyKey, (OsString, u64)> = BTreeMap::new();
         for entry in std::fs::read_dir(path)? {
+            pulse::beat();
             let entry = entry?;
             let kind = match entry.file_type() {
                 Ok(kind) => kind,

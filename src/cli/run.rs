@@ -82,6 +82,7 @@ fn once(common: &Common, args: &RunArgs, setup: &Setup, door: &mut Option<Door>)
         metrics_listen: config.metrics_listen,
         metrics_file: config.metrics_file.clone(),
         rescan_every: config.rescan_every,
+        rooms: vec![state.pulse()],
     };
     let running = Running::arm(
         setup.store.clone(),

@@ -19,6 +19,8 @@ pub(super) fn render(status: &Status) -> String {
     page.family("spooltap_up_seconds", "gauge", "Since the start.").value(none, status.uptime_seconds as f64);
     let memory = status.memory;
     page.family("spooltap_resident_memory_bytes", "gauge", "Memory in use.").value(none, memory.resident_bytes as f64);
+    let text = "Rooms of the daemon that do not get on any more.";
+    page.family("spooltap_rooms_wedged", "gauge", text).value(none, status.wedged.len() as f64);
     let capture = [("capture", source.capture.as_str())];
     let readable = f64::from(u8::from(source.trouble.is_none()));
     page.family("spooltap_source_readable", "gauge", "0 while the source cannot be read.").value(none, readable);
@@ -104,17 +106,19 @@ pub(super) fn render(status: &Status) -> String {
             page.value(&[("replica", &replica.stats.replica)], figure(replica));
         }
     }
-    let name = "spooltap_replica_confirmed_lag_seconds";
-    page.family(name, "histogram", "From the kernel's notice to the replica's confirmation.");
+    let name = "spooltap_replica_stage_lag_seconds";
+    page.family(name, "histogram", "From the kernel's notice until a change was in the queue, read, sent, confirmed.");
     for replica in &status.replicas {
-        let stats = &replica.stats;
-        let label = ("replica", stats.replica.as_str());
-        for (bound, count) in &stats.lag_buckets {
-            page.sample("_bucket", &[label, ("le", &bound.to_string())], *count as f64);
+        for one in &replica.stats.stages {
+            let labels = [("replica", replica.stats.replica.as_str()), ("stage", one.stage.as_str())];
+            let [replica, stage] = labels;
+            for (bound, count) in &one.buckets {
+                page.sample("_bucket", &[replica, stage, ("le", &bound.to_string())], *count as f64);
+            }
+            page.sample("_bucket", &[replica, stage, ("le", "+Inf")], one.count as f64);
+            page.sample("_sum", &labels, one.sum_seconds);
+            page.sample("_count", &labels, one.count as f64);
         }
-        page.sample("_bucket", &[label, ("le", "+Inf")], stats.confirmed_total as f64);
-        page.sample("_sum", &[label], stats.lag_sum_seconds);
-        page.sample("_count", &[label], stats.confirmed_total as f64);
     }
     page.text
 }

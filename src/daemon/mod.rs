@@ -6,6 +6,7 @@ mod cross_check;
 mod metrics;
 pub mod moves;
 pub mod report;
+mod rooms;
 pub mod scrub;
 mod serve;
 mod systemd;
@@ -77,7 +78,7 @@ impl Running {
             }
         };
         let capture = capture::start(roots, settings, out)?;
-        capture.wait_armed();
+        wait_armed(&capture);
         info!(elapsed_ms = started.elapsed().as_millis() as u64, "capture armed");
         Ok(Self { engine, capture, cross_check, trouble })
     }
@@ -108,6 +109,22 @@ impl Running {
         self.capture.stop();
         drop(self.cross_check);
         self.engine.stop(timeout);
+    }
+}
+
+/// Watches of a large store take their time. After a reload the watchdog runs already: it is told that they get on.
+fn wait_armed(capture: &CaptureHandle) {
+    let beats = || capture.pulses().iter().map(|pulse| pulse.look().0).fold(0, u64::wrapping_add);
+    let (mut before, mut at) = (beats(), Instant::now());
+    while !capture.is_armed() {
+        std::thread::sleep(Duration::from_millis(2));
+        if at.elapsed() > Duration::from_secs(1) {
+            let now = beats();
+            let watches = capture.stats().watches;
+            let alive = if now == before { "" } else { "\nWATCHDOG=1" };
+            systemd::notify(&format!("STATUS=arming capture, {watches} directories watched{alive}"));
+            (before, at) = (now, Instant::now());
+        }
     }
 }
 

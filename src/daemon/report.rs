@@ -1,6 +1,7 @@
 //! What a running daemon says of itself, and what a monitoring system is to make of it.
 
 use super::moves::Move;
+pub use super::rooms::Wedged;
 use super::scrub::ScrubStatus;
 use crate::capture::{CaptureStats, CrossStats, SourceStats};
 use crate::engine::{ReplicaStats, StandingOrder};
@@ -19,6 +20,9 @@ pub struct Status {
     pub uptime_seconds: u64,
     pub source: SourceStatus,
     pub memory: Memory,
+    /// Rooms of the daemon that do not get on; the watchdog restarts it.
+    #[serde(default)]
+    pub wedged: Vec<Wedged>,
     pub replicas: Vec<ReplicaStatus>,
     /// Pauses and skips in force.
     pub orders: Vec<StandingOrder>,
@@ -115,6 +119,13 @@ impl Status {
     /// What is wrong, worst first.
     pub fn faults(&self, limits: Limits) -> Vec<(Level, String)> {
         let mut out = Vec::new();
+        for Wedged { room, seconds } in &self.wedged {
+            let how = match seconds {
+                Some(seconds) => format!("has not moved for {seconds} s"),
+                None => "has ended".to_owned(),
+            };
+            out.push((Level::Critical, format!("daemon: {room} {how}; the watchdog restarts it, or do it yourself")));
+        }
         if let Some(trouble) = &self.source.trouble {
             out.push((Level::Critical, format!("source: {trouble}")));
         }

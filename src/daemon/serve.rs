@@ -5,11 +5,12 @@ use super::control::{self, Door, Request, Response};
 use super::cross_check::CrossChecker;
 use super::moves::{Moves, begin};
 use super::report::{Book, Memory, SourceStatus, Status, unix_now};
+use super::rooms::Rooms;
 use super::scrub::Scrub;
 use super::{Running, metrics, systemd};
 use crate::capture;
 use crate::engine::{StandingOrder, Word};
-use crate::model::Notice;
+use crate::model::{Notice, Pulse};
 use crate::state::hand_over;
 use futures::StreamExt;
 use futures::future::LocalBoxFuture;
@@ -18,11 +19,12 @@ use std::cell::RefCell;
 use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, TryRecvError};
 use std::time::{Duration, Instant};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
-use tracing::{error, info, warn};
+use tracing::{info, warn};
 
 /// Where the daemon can be seen and spoken to.
 #[derive(Clone, Debug)]
@@ -36,6 +38,8 @@ pub struct Service {
     pub metrics_file: Option<PathBuf>,
     /// Everything is compared so often, whatever was noticed.
     pub rescan_every: Option<Duration>,
+    /// Watched over beside those of capture and engine.
+    pub rooms: Vec<Arc<Pulse>>,
 }
 
 /// Why the loop ended.
@@ -50,8 +54,6 @@ pub enum End<T> {
 const TALKS: usize = 16;
 /// The status file is written at least this often, so that the next start knows since when we are blind.
 const HEARTBEAT: Duration = Duration::from_secs(60);
-/// A room that does not answer for so long is wedged.
-const WEDGED: Duration = Duration::from_secs(30);
 
 impl Service {
     fn orders_file(&self) -> PathBuf {
@@ -103,7 +105,6 @@ async fn run<T>(
     let view = View::new(running, service, moves, scrub);
     let mut talks: FuturesUnordered<LocalBoxFuture<'_, ()>> = FuturesUnordered::new();
     let mut first_scan = Some(running.engine.begin_scan());
-    let mut pulse = Pulse::default();
     systemd::notify("READY=1\nSTATUS=catch-up scan");
     let mut tick = tokio::time::interval(Duration::from_secs(1));
     let mut timer =
@@ -138,8 +139,9 @@ async fn run<T>(
                 if let Some(checker) = &running.cross_check {
                     checker.prove(running.capture.seen_until());
                 }
+                view.rooms.borrow_mut().look(running, &service.rooms);
                 view.write(first_scan.is_some());
-                if systemd::has_watchdog() && pulse.beats(running) {
+                if systemd::watchdog().is_some() && view.rooms.borrow().wedged().is_empty() {
                     systemd::notify("WATCHDOG=1");
                 }
             }
@@ -164,7 +166,7 @@ async fn next(timer: Option<&mut tokio::time::Interval>) -> Option<()> {
     Some(())
 }
 
-fn is_over(done: &Receiver<()>) -> bool {
+pub(super) fn is_over(done: &Receiver<()>) -> bool {
     matches!(done.try_recv(), Ok(()) | Err(TryRecvError::Disconnected))
 }
 
@@ -210,37 +212,6 @@ fn leave_at_second_signal() {
     });
 }
 
-/// Whether every room still does something: the router answers, capture gives out what it has.
-#[derive(Default)]
-struct Pulse {
-    asked: Option<(Receiver<()>, Instant)>,
-    captured: Option<Instant>,
-}
-
-impl Pulse {
-    fn beats(&mut self, running: &Running) -> bool {
-        let now = Instant::now();
-        let captured = self.captured.get_or_insert(now);
-        // Only what is driven by events answers at once; a scan takes as long as it takes.
-        let quick = running.capture.stats().sources.iter().all(|source| source.source.contains("notify"));
-        if !quick || running.capture.drain(now + Duration::from_millis(100)) {
-            *captured = now;
-        }
-        let capture_waits = now.duration_since(*captured);
-        if self.asked.as_ref().is_none_or(|(answer, _)| is_over(answer)) {
-            self.asked = Some((running.engine.begin_flush(), now));
-        }
-        let router_waits = self.asked.as_ref().map_or(Duration::ZERO, |(_, at)| now.duration_since(*at));
-        let wedged = match (capture_waits > WEDGED, router_waits > WEDGED && running.engine.scan_progress().is_none()) {
-            (true, _) => "capture",
-            (_, true) => "router",
-            _ => return true,
-        };
-        error!(room = wedged, "does not answer; waiting to be restarted");
-        false
-    }
-}
-
 /// What is shown, and where it is written.
 struct View<'a> {
     running: &'a Running,
@@ -250,6 +221,7 @@ struct View<'a> {
     started: Instant,
     book: RefCell<Book>,
     caught_up: RefCell<CaughtUp>,
+    rooms: RefCell<Rooms>,
     written: RefCell<Option<(String, Instant)>>,
 }
 
@@ -260,7 +232,8 @@ impl<'a> View<'a> {
         let before = before.and_then(|text| serde_json::from_slice::<Status>(&text).ok());
         let book = RefCell::new(Book::new(&names, before.as_ref()));
         let (caught_up, written) = Default::default();
-        Self { running, service, moves, scrub, started: Instant::now(), book, caught_up, written }
+        let rooms = RefCell::new(Rooms::new());
+        Self { running, service, moves, scrub, started: Instant::now(), book, caught_up, rooms, written }
     }
 
     fn status(&self) -> Status {
@@ -279,6 +252,7 @@ impl<'a> View<'a> {
                 ..self.running.capture.stats().into()
             },
             memory: Memory::now(),
+            wedged: self.rooms.borrow().wedged().to_vec(),
             replicas,
             orders: self.running.engine.standing_orders(),
             moves: self.moves.all(),
@@ -332,6 +306,7 @@ impl<'a> View<'a> {
         let mut timeless = status.clone();
         (timeless.at, timeless.uptime_seconds, timeless.memory) = (0, 0, Memory::default());
         timeless.replicas.iter_mut().for_each(|replica| replica.caught_up_at = None);
+        timeless.wedged.iter_mut().for_each(|room| room.seconds = None);
         let key = serde_json::to_string(&timeless).unwrap_or_default();
         let mut written = self.written.borrow_mut();
         if written.as_ref().is_some_and(|(old, at)| *old == key && at.elapsed() < HEARTBEAT) {
@@ -352,6 +327,10 @@ impl<'a> View<'a> {
             Some((done, all)) if scanning => format!("catch-up scan, {done} of {all}"),
             _ if scanning => "catch-up scan".to_owned(),
             _ => "live".to_owned(),
+        };
+        let stage = match status.wedged.first() {
+            Some(wedged) => format!("{} does not get on, waiting to be restarted; {stage}", wedged.room),
+            None => stage,
         };
         systemd::notify(&format!("STATUS={stage}, {} replicas, {lag:.1} s behind", status.replicas.len()));
     }

@@ -2,6 +2,7 @@
 
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
+use std::time::Duration;
 
 /// Sends one notification, for example `READY=1`.
 pub(super) fn notify(message: &str) {
@@ -22,8 +23,9 @@ pub(super) fn notify_reloading() {
     notify(&format!("RELOADING=1\nMONOTONIC_USEC={micros}"));
 }
 
-/// The unit has a `WatchdogSec=`, and it is meant for this process.
-pub(super) fn has_watchdog() -> bool {
+/// The unit's `WatchdogSec=`, if it has one and it is meant for this process.
+pub(super) fn watchdog() -> Option<Duration> {
     let own = std::process::id().to_string();
-    std::env::var_os("WATCHDOG_USEC").is_some() && std::env::var("WATCHDOG_PID").map_or(true, |pid| pid == own)
+    let micros = std::env::var("WATCHDOG_USEC").ok()?.parse().ok()?;
+    std::env::var("WATCHDOG_PID").map_or(true, |pid| pid == own).then(|| Duration::from_micros(micros))
 }

@@ -3,7 +3,7 @@
 use super::diff::{self, MailboxDiff, Repair};
 use super::push::{JobError, Pusher};
 use super::queue::{Item, Job, Lane};
-use super::{Event, loss};
+use super::{Event, lock, loss};
 use crate::model::{
     BodyRef, BodySource, MailboxEntry, MailboxHead, MailboxSnapshot, MailboxUpdate, MailboxView, MboxName, ModSeq,
     ReplicaError, Step, Uid, UserPart,
@@ -207,8 +207,9 @@ impl Pusher<'_> {
     }
 
     pub(super) fn confirmed(&self, item: &Item, mailbox: Option<&MboxName>, seen_at: Instant) {
-        let lag = seen_at.elapsed();
-        self.shared.lag(lag);
+        let now = Instant::now();
+        lock(&self.shared.lags).confirmed(seen_at, self.passed, now);
+        let lag = now.saturating_duration_since(seen_at);
         (self.shared.events)(&Event::Confirmed { item: item.clone(), mailbox: mailbox.cloned(), lag });
     }
 

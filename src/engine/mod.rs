@@ -17,6 +17,7 @@ mod fake;
 pub mod fence;
 mod fill_in;
 mod held;
+mod lags;
 mod loss;
 pub mod merge;
 mod mover;
@@ -34,9 +35,11 @@ mod sides;
 #[cfg(test)]
 mod tests;
 mod verify;
+mod watched;
 mod whole;
 
 pub use control::{ControlError, StandingOrder, Subject, Word};
+pub use lags::StageLag;
 pub use merge::Addition;
 pub use mover::{MoveError, Mover};
 pub use pace::{Bustle, Pace};
@@ -50,7 +53,9 @@ pub use sides::{Mismatch, Side, Sides, Surplus, lanes, sides};
 pub use verify::{Depth, Difference, Extent, VerifyError, VerifyReport, verify};
 pub use whole::{Whole, whole};
 
-use crate::model::{Listing, MailStore, MboxName, Notice, ReplicaError, ReplicaTarget, Step, StoreError, UniqueId};
+use crate::model::{
+    Listing, MailStore, MboxName, Notice, Pulse, ReplicaError, ReplicaTarget, Step, StoreError, UniqueId, pulse,
+};
 use crate::state::{ReplicaState, Slot};
 use names::ReplicaNames;
 use push::JobError;
@@ -225,7 +230,7 @@ struct Shared {
     reconnect_now: Mutex<Option<Instant>>,
     losses: Mutex<HashMap<(Lane, Item), u32>>,
     doubts: doubt::Doubts,
-    lags: Mutex<Lags>,
+    lags: Mutex<lags::Lags>,
     traffic: [AtomicU64; 2],
     connected: AtomicU64,
     fatal: Mutex<Option<String>>,
@@ -240,14 +245,6 @@ struct GoodList {
     vanished: usize,
     /// [`ReplicaNames::added`] at that time.
     added: usize,
-}
-
-#[derive(Default)]
-struct Lags {
-    confirmed: u64,
-    recent: VecDeque<Duration>,
-    buckets: [u64; LAG_BOUNDS.len()],
-    sum: Duration,
 }
 
 /// A poisoned lock only means that another thread panicked between two statements; the data is still whole.
@@ -291,6 +288,14 @@ impl Shared {
     fn push(&self, lane: Lane, item: Item, seen_at: Instant, live: bool) {
         if self.wants(&lane) {
             self.queue.push(lane, item, seen_at, live);
+        }
+    }
+
+    /// The same for what capture has noticed.
+    fn push_noticed(&self, lane: &Lane, item: &Item, seen_at: Instant) {
+        if self.wants(lane) {
+            lock(&self.lags).add(lags::Stage::Seen, seen_at.elapsed());
+            self.queue.push(lane.clone(), item.clone(), seen_at, true);
         }
     }
 
@@ -402,19 +407,6 @@ impl Shared {
         }
         false
     }
-
-    fn lag(&self, lag: Duration) {
-        let mut lags = lock(&self.lags);
-        lags.confirmed += 1;
-        lags.sum = lags.sum.saturating_add(lag);
-        for (bucket, bound) in lags.buckets.iter_mut().zip(LAG_BOUNDS) {
-            *bucket += u64::from(lag.as_secs_f64() <= bound);
-        }
-        if lags.recent.len() >= 4096 {
-            lags.recent.pop_front();
-        }
-        lags.recent.push_back(lag);
-    }
 }
 
 /// Figures of one replica.
@@ -433,13 +425,10 @@ pub struct ReplicaStats {
     pub fatal: Option<String>,
     /// Why removals are stopped.
     pub fuse: Option<String>,
-    /// Confirmed changes by lag: the upper bound in seconds, and how many were not slower.
-    pub lag_buckets: Vec<(f64, u64)>,
-    pub lag_sum_seconds: f64,
+    /// How long changes took to each stage.
+    #[serde(default)]
+    pub stages: Vec<StageLag>,
 }
-
-/// Upper bounds of the lag histogram, in seconds.
-const LAG_BOUNDS: [f64; 14] = [0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 30.0, 60.0, 300.0, 3600.0];
 
 /// A running engine.
 pub struct Engine {
@@ -450,12 +439,15 @@ pub struct Engine {
     scanning: Arc<scan::Progress>,
     /// What the router has to look at again is open as well.
     open: route::Oldest,
+    pulses: Vec<Arc<Pulse>>,
 }
 
 impl Engine {
     /// Starts the workers; nothing is pushed before `scan`, `compare` or `notify` say so.
     pub fn start(store: Arc<dyn MailStore>, targets: Vec<Target>, options: &Options, events: EventSink) -> Self {
         let stopping = Arc::new(AtomicBool::new(false));
+        let (router_pulse, scanner_pulse) = (Pulse::new("router"), Pulse::new("scanner"));
+        let mut pulses = vec![router_pulse.clone(), scanner_pulse.clone()];
         let mut workers = Vec::new();
         let mut replicas = Vec::new();
         for (target, state) in targets {
@@ -502,7 +494,9 @@ impl Engine {
                     stop_on_fatal: options.stop_on_fatal,
                 };
                 let thread = std::thread::Builder::new().name(format!("lane-{number}"));
-                workers.extend(thread.spawn(move || worker.run()));
+                let pulse = Pulse::new(format!("lane {number} of {}", shared.target.name()));
+                pulses.push(pulse.clone());
+                workers.extend(thread.spawn(move || pulse.during(|| worker.run())));
             }
             replicas.push(shared);
         }
@@ -513,10 +507,14 @@ impl Engine {
         let theirs = (scanning.clone(), open.clone());
         let router = std::thread::Builder::new()
             .name("router".into())
-            .spawn(move || route::Router::new(store, all, theirs.0, theirs.1, pace).run(&inbox))
+            .spawn(move || {
+                let (scanning, open) = theirs;
+                let router = route::Router::new(store, all, scanning, open, scanner_pulse, pace);
+                router_pulse.during(|| router.run(&inbox));
+            })
             .ok()
             .map(|thread| (orders, thread));
-        Self { replicas, router, workers, stopping, scanning, open }
+        Self { replicas, router, workers, stopping, scanning, open, pulses }
     }
 
     fn order(&self, order: route::Order) {
@@ -589,6 +587,11 @@ impl Engine {
         self.replicas.iter().all(|shared| shared.queue.wait_settled(tries, timeout) && lock(&shared.fatal).is_none())
     }
 
+    /// Signs of life of all who work here.
+    pub fn pulses(&self) -> &[Arc<Pulse>] {
+        &self.pulses
+    }
+
     pub fn stats(&self) -> Vec<ReplicaStats> {
         let open = lock(&self.open).map_or(0.0, |seen_at| seen_at.elapsed().as_secs_f64());
         let mut stats: Vec<ReplicaStats> = self.replicas.iter().map(|shared| shared.stats()).collect();
@@ -639,32 +642,25 @@ impl Shared {
     }
 
     fn stats(&self) -> ReplicaStats {
-        let (confirmed_total, mut recent, lag_buckets, lag_sum) = {
+        let (stages, [lag_p50_seconds, lag_p99_seconds]) = {
             let lags = lock(&self.lags);
-            let buckets = LAG_BOUNDS.into_iter().zip(lags.buckets).collect();
-            (lags.confirmed, lags.recent.iter().copied().collect::<Vec<_>>(), buckets, lags.sum)
+            (lags.shown(), lags.percentiles([0.5, 0.99]))
         };
         let queue = self.queue_stats();
         let fuse = queue.failed.iter().find(|failure| failure.reason.starts_with(FUSE));
-        recent.sort_unstable();
-        let at = |share: f64| {
-            let index = (recent.len() as f64 * share) as usize;
-            recent.get(index.min(recent.len().saturating_sub(1))).map_or(0.0, Duration::as_secs_f64)
-        };
         ReplicaStats {
             replica: self.target.name(),
             sessions: self.connected.load(Ordering::Relaxed),
             fuse: fuse.map(|failure| failure.reason.clone()),
             queue,
-            confirmed_total,
-            lag_p50_seconds: at(0.5),
-            lag_p99_seconds: at(0.99),
+            confirmed_total: stages.last().map_or(0, |confirmed| confirmed.count),
+            lag_p50_seconds,
+            lag_p99_seconds,
             sent_bytes: self.traffic[0].load(Ordering::Relaxed),
             received_bytes: self.traffic[1].load(Ordering::Relaxed),
             mailboxes: self.names().len(),
             fatal: lock(&self.fatal).clone(),
-            lag_buckets,
-            lag_sum_seconds: lag_sum.as_secs_f64(),
+            stages,
         }
     }
 }
@@ -753,12 +749,12 @@ impl Worker {
     fn connect(&self) -> Option<Session> {
         let mut pause = Duration::from_millis(100);
         loop {
-            match fence::open(&*self.shared.target) {
+            match pulse::abroad(|| fence::open(&*self.shared.target)) {
                 Ok(session) => {
                     *lock(&self.shared.fatal) = None;
                     self.shared.connected.fetch_add(1, Ordering::Relaxed);
                     (self.shared.events)(&Event::Connected { replica: &self.shared.target.name() });
-                    return Some(session);
+                    return Some(Box::new(watched::Watched(session)));
                 }
                 Err(error) => {
                     self.trouble(&error, pause);
@@ -775,6 +771,7 @@ impl Worker {
                         if self.stopping.load(Ordering::Relaxed) {
                             return None;
                         }
+                        pulse::beat();
                         std::thread::sleep(Duration::from_millis(20).min(pause));
                     }
                     pause = (pause * 2).min(self.reconnect_most);

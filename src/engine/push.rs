@@ -1,6 +1,7 @@
 //! One job through one session: names first (renames, removals), then contents, then quotas and users' data. Each item
 //! ends in a receipt or in a reason.
 
+use super::lags::Passed;
 use super::names::entries_in;
 use super::queue::{Item, Job, Lane, Outcome};
 use super::{Event, Shared, account};
@@ -66,12 +67,14 @@ pub(super) struct Pusher<'a> {
     pub(super) source: Arc<Listing>,
     /// Bodies this job brought, and where they are now.
     pub(super) brought: HashMap<crate::model::MessageGuid, MboxName>,
+    /// How far the item at hand has come.
+    pub(super) passed: Passed,
 }
 
 impl<'a> Pusher<'a> {
     pub fn new(shared: &'a Shared, session: &'a mut dyn Replica) -> Self {
         let caps = shared.target.capabilities();
-        Self { shared, session, caps, source: Arc::default(), brought: HashMap::new() }
+        Self { shared, session, caps, source: Arc::default(), brought: HashMap::new(), passed: Passed::default() }
     }
 
     pub(super) fn store(&self) -> &'a dyn MailStore {
@@ -117,6 +120,7 @@ impl<'a> Pusher<'a> {
                 continue;
             }
             let name = self.name_of(&item);
+            self.passed = Passed::default();
             let result = self.item(job, &item, at);
             if matches!(result, Err(JobError::Replica(_))) && !self.shared.dry_run {
                 // Part of it may have been done, unheard: what the replica has in this lane is asked before more is.
@@ -391,7 +395,9 @@ impl<'a> Pusher<'a> {
             (self.shared.events)(&Event::Planned(step));
             return Ok(());
         }
+        self.passed.read_at.get_or_insert_with(Instant::now);
         self.session.apply(step, bodies)?;
+        self.passed.sent_at = self.session.sent_at();
         (self.shared.events)(&Event::Applied(step));
         Ok(())
     }

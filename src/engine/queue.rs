@@ -2,7 +2,7 @@
 //! time, so order inside a lane is order of sending. Twenty notices for one mailbox are one item: the queue is bounded
 //! by the number of mailboxes, not by traffic.
 
-use crate::model::{MboxName, QuotaRoot, UniqueId, UserId, UserPart};
+use crate::model::{MboxName, QuotaRoot, UniqueId, UserId, UserPart, pulse};
 use crate::state::Slot;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
@@ -161,6 +161,9 @@ impl Backoff {
     }
 }
 
+/// Who waits for work sleeps no longer in one go, and so shows that he is there.
+const BREATH: Duration = Duration::from_secs(1);
+
 /// So many failures are named one by one; all are counted.
 const FAILURES_SHOWN: usize = 1000;
 
@@ -266,7 +269,9 @@ impl Queue {
                 .map(|waiting| waiting.not_before)
                 .filter(|at| *at > now)
                 .min()
-                .map_or(idle_left, |at| at.duration_since(now).min(idle_left));
+                .map_or(idle_left, |at| at.duration_since(now).min(idle_left))
+                .min(BREATH);
+            pulse::beat();
             let (guard, _) = self.wake.wait_timeout(inner, wait).unwrap_or_else(PoisonError::into_inner);
             inner = guard;
         }

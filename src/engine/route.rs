@@ -6,8 +6,8 @@ use super::queue::{Item, Lane};
 use super::scan::{Progress, Scan};
 use super::{Event, ScanPace, Shared};
 use crate::model::{
-    Annotation, ChangedAnnotations, DirtyKey, Listing, MailStore, MailboxEntry, MailboxRef, MboxName, Notice,
-    QuotaRoot, Scope, StoreError, UniqueId, UserId, UserPart, UserRef,
+    Annotation, ChangedAnnotations, DirtyKey, Listing, MailStore, MailboxEntry, MailboxRef, MboxName, Notice, Pulse,
+    QuotaRoot, Scope, StoreError, UniqueId, UserId, UserPart, UserRef, pulse,
 };
 use crate::state::ReplicaState;
 use std::collections::{BTreeMap, BTreeSet};
@@ -30,6 +30,8 @@ pub fn quota_lane(root: &QuotaRoot, deleted_prefix: &[u8]) -> Lane {
     if name.domain_and_local().1.is_empty() { Lane::Server } else { Lane::of(&name, deleted_prefix) }
 }
 
+/// The router sleeps no longer in one go.
+const BREATH: Duration = Duration::from_secs(1);
 /// While others wait for the disk, a scan waits so many times as long as it worked.
 const OTHERS_TURN: u32 = 4;
 
@@ -58,6 +60,7 @@ pub(super) struct Router {
     scanning: Arc<Progress>,
     /// Told to them as well: see `tell_open`.
     open: Oldest,
+    scanner: Arc<Pulse>,
     running: Option<Running>,
     pace: Pace,
     /// So that a slow scan does not go by leaps.
@@ -93,6 +96,7 @@ impl Router {
         replicas: Vec<Arc<Shared>>,
         scanning: Arc<Progress>,
         open: Oldest,
+        scanner: Arc<Pulse>,
         pace: ScanPace,
     ) -> Self {
         Self {
@@ -105,6 +109,7 @@ impl Router {
             unsettled: BTreeMap::new(),
             scanning,
             open,
+            scanner,
             running: None,
             pace: Pace::new(Some(pace.per_second)),
             piece_most: (pace.per_second > 0).then_some(pace.per_second as usize / 4),
@@ -117,16 +122,17 @@ impl Router {
     pub(super) fn run(mut self, inbox: &mpsc::Receiver<Order>) {
         loop {
             self.tell_open();
-            self.begin_scan();
+            // That has a pulse of its own.
+            let scanner = self.scanner.clone();
+            pulse::abroad(|| scanner.during(|| self.begin_scan()));
             // Between two pieces of a scan whoever has something to say is heard.
             let wait = match &self.running {
                 Some(running) => self.look_at().chain([running.next_at]).min(),
                 None => self.look_at().min(),
             };
-            let order = match wait {
-                None => inbox.recv().map_err(|_| mpsc::RecvTimeoutError::Disconnected),
-                Some(at) => inbox.recv_timeout(at.saturating_duration_since(Instant::now())),
-            };
+            let wait = wait.map_or(BREATH, |at| at.saturating_duration_since(Instant::now()).min(BREATH));
+            let order = inbox.recv_timeout(wait);
+            pulse::beat();
             match order {
                 Ok(Order::Notices(notices)) => self.notices(notices),
                 Ok(Order::Scan(done)) => {
@@ -151,7 +157,7 @@ impl Router {
                 self.notices(due.into_iter().map(|(_, notice)| notice).collect());
             }
             self.look_again(now);
-            self.scan_on();
+            pulse::abroad(|| scanner.during(|| self.scan_on()));
         }
     }
 
@@ -159,6 +165,7 @@ impl Router {
         // One batch is one moment: what belongs together (a rename and its mailbox) goes out together.
         self.replicas.iter().for_each(|shared| shared.queue.hold(true));
         for notice in notices {
+            pulse::beat();
             if let DirtyKey::Rescan(scope) = notice.key {
                 self.want(scope);
                 continue;
@@ -233,7 +240,7 @@ impl Router {
 
     fn push(&self, lane: &Lane, item: &Item, seen_at: Instant) {
         for shared in &self.replicas {
-            shared.push(lane.clone(), item.clone(), seen_at, true);
+            shared.push_noticed(lane, item, seen_at);
         }
     }
 
@@ -319,7 +326,7 @@ impl Router {
         for shared in &self.replicas {
             let seen = shared.state.mailbox(&entry.uniqueid).and_then(|receipt| receipt.fingerprint);
             if now.is_none() || seen != now {
-                shared.push(lane.clone(), item.clone(), at, true);
+                shared.push_noticed(&lane, &item, at);
             }
         }
         Ok(())

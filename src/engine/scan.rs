@@ -6,7 +6,7 @@
 
 use super::queue::{Item, Lane};
 use crate::model::{
-    Annotation, Fingerprint, Listing, MailStore, MailboxEntry, MboxName, StoreError, UniqueId, UserId, UserPart,
+    Annotation, Fingerprint, Listing, MailStore, MailboxEntry, MboxName, StoreError, UniqueId, UserId, UserPart, pulse,
 };
 use crate::state::{MailboxReceipt, ReplicaState};
 use std::collections::BTreeMap;
@@ -195,8 +195,11 @@ impl Scan {
     fn in_threads(&self, range: Range<usize>, block: &(dyn Fn(Range<usize>, &mut Vec<Found>) + Sync)) -> Vec<Found> {
         let next = AtomicUsize::new(range.start);
         let found: Mutex<BTreeMap<usize, Vec<Found>>> = Mutex::default();
+        let pulse = pulse::mine();
         let work = || {
+            pulse::help(pulse.clone());
             loop {
+                pulse::beat();
                 let start = next.fetch_add(BLOCK, Ordering::Relaxed);
                 if start >= range.end {
                     return;

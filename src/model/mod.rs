@@ -10,6 +10,7 @@ mod ids;
 mod listing;
 mod mailbox;
 mod promotion;
+pub mod pulse;
 mod seam;
 mod shared_map;
 mod user;
@@ -23,6 +24,7 @@ pub use mailbox::{
     SystemFlags, UserFlags,
 };
 pub use promotion::{FENCE, Promotion};
+pub use pulse::Pulse;
 pub use seam::{
     AnnotCrc, Body, BodySource, Capabilities, ChangedAnnotations, Denial, Disposition, Fingerprint, MailStore, Memory,
     Replica, ReplicaError, ReplicaTarget, StoreError,

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Read;
 use std::sync::Arc;
+use std::time::Instant;
 
 /// What the engine does with a failed job. Every room's error answers `disposition()`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -310,6 +311,11 @@ pub trait Replica: Send {
 
     /// Says goodbye.
     fn close(self: Box<Self>);
+
+    /// When the last bytes of what was asked last were handed to the network, where there is one.
+    fn sent_at(&self) -> Option<Instant> {
+        None
+    }
 
     /// Bytes written to and read from the replica so far.
     fn traffic(&self) -> (u64, u64);

@@ -3,7 +3,7 @@
 
 use super::{format_error, io_error, lock};
 use crate::cyrus::db::{self, Change, FollowError, Follower, Map};
-use crate::model::{Disposition, StoreError};
+use crate::model::{Disposition, StoreError, pulse};
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 use std::fs::{File, Metadata, OpenOptions};
@@ -27,6 +27,7 @@ pub(super) fn pause(n: u32) {
 
 /// Opens for reading only; without touching the access time where the kernel lets us.
 pub(super) fn open(path: &Path) -> io::Result<File> {
+    pulse::beat();
     let mut options = OpenOptions::new();
     options.read(true).custom_flags(nix::libc::O_NOATIME | nix::libc::O_NONBLOCK | nix::libc::O_CLOEXEC);
     match options.open(path) {
@@ -62,7 +63,10 @@ pub(super) fn read_at(file: &File, offset: u64, len: usize) -> io::Result<Vec<u8
     while filled < buffer.len() {
         match file.read_at(&mut buffer[filled..], offset + filled as u64) {
             Ok(0) => break,
-            Ok(count) => filled += count,
+            Ok(count) => {
+                filled += count;
+                pulse::beat();
+            }
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) => return Err(error),
         }

@@ -3,7 +3,7 @@
 use super::at_work::{AtWork, Slot};
 use super::intents::Intents;
 use super::{MailboxReceipt, UserReceipt};
-use crate::model::{Annotation, MboxName, Memory, QuotaLimits, QuotaRoot, UniqueId, UserId};
+use crate::model::{Annotation, MboxName, Memory, Pulse, QuotaLimits, QuotaRoot, UniqueId, UserId, pulse};
 use redb::{Database, DatabaseError, ReadTransaction, ReadableDatabase, ReadableTable, TableDefinition};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -20,6 +20,8 @@ pub(super) const ENTRIES: TableDefinition<&[u8], &[u8]> = TableDefinition::new("
 pub(super) const HEADER: TableDefinition<&str, &str> = TableDefinition::new("header");
 /// Longest time a write may be in memory only.
 const DURABLE_WITHIN: Duration = Duration::from_millis(250);
+/// The writer sleeps no longer in one go.
+const BREATH: Duration = Duration::from_secs(1);
 
 /// The state directory cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -68,6 +70,7 @@ struct Inner {
 pub struct State {
     inner: Arc<Inner>,
     writer: Option<JoinHandle<()>>,
+    pulse: Arc<Pulse>,
 }
 
 /// Receipts of one replica. What is put after the `State` was dropped stays in memory.
@@ -108,8 +111,11 @@ impl State {
         let db = RwLock::new(Some(db));
         let inner = Arc::new(Inner { db, path, begun, at_work, buffer: Mutex::default(), wake: Condvar::new() });
         let own = inner.clone();
-        let writer = std::thread::Builder::new().name("state".into()).spawn(move || own.write_behind()).ok();
-        Ok(Self { inner, writer })
+        let pulse = Pulse::new("state");
+        let theirs = pulse.clone();
+        let write = move || theirs.during(|| own.write_behind());
+        let writer = std::thread::Builder::new().name("state".into()).spawn(write).ok();
+        Ok(Self { inner, writer, pulse })
     }
 
     /// A copy of what another process holds open, for reading; what is put into it is lost. Its last quarter of a second may
@@ -138,6 +144,11 @@ impl State {
     /// What the source wants remembered.
     pub fn memory(&self) -> Arc<dyn Memory> {
         Arc::new(SourceMemory { inner: self.inner.clone() })
+    }
+
+    /// Signs of life of the thread that writes.
+    pub fn pulse(&self) -> Arc<Pulse> {
+        self.pulse.clone()
     }
 
     /// Returns when everything written so far is durable.
@@ -350,7 +361,8 @@ impl Inner {
         loop {
             let mut buffer = self.lock();
             while buffer.overlay.is_empty() && !buffer.stop {
-                buffer = self.wake.wait(buffer).unwrap_or_else(PoisonError::into_inner);
+                pulse::beat();
+                buffer = self.wake.wait_timeout(buffer, BREATH).unwrap_or_else(PoisonError::into_inner).0;
             }
             if buffer.overlay.is_empty() {
                 return;
@@ -361,6 +373,7 @@ impl Inner {
             }
             let (batch, upto, stop) = (buffer.overlay.clone(), buffer.generation, buffer.stop);
             drop(buffer);
+            pulse::beat();
             let result = self.commit(&batch);
             if result.is_err() {
                 self.reopen();

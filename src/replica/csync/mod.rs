@@ -101,6 +101,7 @@ impl CsyncTarget {
             })?,
             imap: self.address.is_imap().then(Dress::default),
             begun: false,
+            sent_at: None,
             dialect: Dialect::of(Generation::V32),
             partitions: self.partitions.clone(),
             known: self.shared.clone(),

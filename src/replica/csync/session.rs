@@ -12,7 +12,7 @@ use crate::model::{
 };
 use std::collections::{BTreeMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// What the server says first.
 #[derive(Default)]
@@ -37,6 +37,8 @@ pub(super) struct Session {
     pub(super) imap: Option<Dress>,
     /// The bytes to be sent next belong to a request that has begun.
     pub(super) begun: bool,
+    /// When the last bytes went out.
+    pub(super) sent_at: Option<Instant>,
     pub(super) dialect: Dialect,
     pub(super) partitions: BTreeMap<Partition, Partition>,
     pub(super) known: Arc<Mutex<Known>>,
@@ -79,6 +81,7 @@ impl Session {
             Some(dress) if first => self.transport.send(&dress.request(bytes), last),
             _ => self.transport.send(bytes, last),
         };
+        self.sent_at = Some(Instant::now());
         sent.map_err(|error| self.last_words(&error))
     }
 

@@ -9,7 +9,7 @@ use crate::model::{
     AccountView, Annotation, Body, BodySource, MailboxHead, MailboxView, MboxName, Partition, QuotaLimits, QuotaRoot,
     Record, Replica, ReplicaError, SieveName, Step, Uid, UniqueId, UserId,
 };
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 impl Session {
     /// Renames or moves one mailbox.
@@ -274,6 +274,10 @@ impl Replica for Session {
         if !self.dead && self.transport.timeout(Duration::from_secs(2)).is_ok() {
             let _ = self.line(b"EXIT\r\n");
         }
+    }
+
+    fn sent_at(&self) -> Option<Instant> {
+        self.sent_at
     }
 
     fn traffic(&self) -> (u64, u64) {
