@@ -18,6 +18,8 @@ mod scrub;
 mod several;
 #[path = "daemon/tls.rs"]
 mod tls;
+#[path = "daemon/top.rs"]
+mod top;
 #[path = "daemon/unit.rs"]
 mod unit;
 #[path = "daemon/units.rs"]

@@ -113,7 +113,7 @@ pub(super) fn status(common: &Common, args: &StatusArgs) -> Outcome {
     })
 }
 
-fn word(level: Level) -> &'static str {
+pub(super) fn word(level: Level) -> &'static str {
     match level {
         Level::Ok => "ok",
         Level::Warning => "warning",
@@ -233,7 +233,7 @@ fn table(out: &mut impl Write, status: &Status) -> io::Result<()> {
 }
 
 /// A time for people.
-fn span(seconds: f64) -> String {
+pub(super) fn span(seconds: f64) -> String {
     match seconds {
         s if s < 60.0 => format!("{s:.1} s"),
         s if s < 7200.0 => format!("{:.0} min", s / 60.0),

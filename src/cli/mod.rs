@@ -23,6 +23,7 @@ mod setup;
 mod state;
 mod synclog;
 mod syslog;
+mod top;
 mod verify;
 
 pub use exit::Exit;
@@ -120,6 +121,8 @@ enum Command {
     Check,
     /// Shows the running daemon's lag, queue and faults; exit code 0 fine, 1 warning, 2 critical, 3 not running
     Status(control::StatusArgs),
+    /// The running daemon live on a terminal: lag, queue, rates, capture, quarantine, memory; q quits
+    Top(top::TopArgs),
     /// Sends nothing of a user, a mailbox or a whole replica (--replica) until `resume`; changes are collected
     Pause(control::SubjectArgs),
     /// Ends pauses and skips
@@ -221,6 +224,7 @@ fn dispatch(cli: Cli) -> Outcome {
         Command::Doctor => doctor::doctor(common),
         Command::Check => check::check(common),
         Command::Status(args) => control::status(common, &args),
+        Command::Top(args) => top::top(common, &args),
         Command::Pause(args) => control::order(common, &args, Word::Pause),
         Command::Resume(args) => control::order(common, &args, Word::Resume),
         Command::Retry(args) => control::order(common, &args, Word::Retry),
