@@ -2,14 +2,20 @@
 
 #[path = "daemon/fuses.rs"]
 mod fuses;
+#[path = "daemon/ground.rs"]
+mod ground;
 #[path = "daemon/login.rs"]
 mod login;
+#[path = "daemon/logs.rs"]
+mod logs;
 #[path = "daemon/manual.rs"]
 mod manual;
 #[path = "daemon/metrics.rs"]
 mod metrics;
 #[path = "daemon/moves.rs"]
 mod moves;
+#[path = "daemon/murder.rs"]
+mod murder;
 #[path = "daemon/rights.rs"]
 mod rights;
 #[path = "daemon/scrub.rs"]
@@ -26,6 +32,8 @@ mod unit;
 mod units;
 #[path = "daemon/watchdog.rs"]
 mod watchdog;
+#[path = "daemon/ways.rs"]
+mod ways;
 
 use super::util::{CyrusServer, Options, Spooltap, cyrus, eventually};
 use nix::sys::signal::{Signal, kill};

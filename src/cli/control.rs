@@ -150,6 +150,9 @@ fn table(out: &mut impl Write, status: &Status) -> io::Result<()> {
             if area.reason.is_empty() { String::new() } else { format!(" ({})", area.reason) }
         )?;
     }
+    if let Some(free) = status.ground.free_bytes {
+        writeln!(out, "state    {} MB free", free >> 20)?;
+    }
     let megabytes = |bytes: u64| bytes as f64 / 1e6;
     writeln!(
         out,
@@ -191,6 +194,16 @@ fn table(out: &mut impl Write, status: &Status) -> io::Result<()> {
             stats.sessions,
             stats.mailboxes
         )?;
+        if let Some(both) = stats.compressed.filter(|both| both.sent_bytes > 0) {
+            let gain = both.plain_bytes as f64 / both.sent_bytes as f64;
+            let (from, to) = (megabytes(both.plain_bytes), megabytes(both.sent_bytes));
+            writeln!(out, "  deflate {from:.1} MB became {to:.1} MB, {gain:.1} to 1")?;
+        }
+        if stats.removals_waiting > 0 {
+            let next =
+                stats.next_removal_seconds.map_or_else(String::new, |left| format!(", the next for {}", span(left)));
+            writeln!(out, "  stays  {} mailboxes that are gone at the source{next}", stats.removals_waiting)?;
+        }
         for failure in queue.failed.iter().take(SHOWN) {
             let what = failure.mailbox.clone().unwrap_or_else(|| format!("{} {}", failure.lane, failure.item));
             let kind = if failure.quarantined { "quarantine" } else { "failed" };

@@ -206,8 +206,7 @@ fn internal(name: &str, conf: &ImapdConf) -> String {
 /// Our own words, run to the end.
 fn ours(words: Vec<String>) -> Result<Exit, Wrong> {
     let cli = Cli::try_parse_from(&words).map_err(|error| (USAGE, error.to_string()))?;
-    super::start_log(&cli);
-    super::dispatch(cli).map_err(|failure| {
+    super::logger::start(&cli).and_then(|()| super::dispatch(cli)).map_err(|failure| {
         let code = match failure.exit {
             Exit::Replica => Exit::Replica as u8,
             Exit::Interrupted => TEMPORARY,

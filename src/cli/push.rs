@@ -67,6 +67,7 @@ pub(super) fn push(common: &Common, args: &PushArgs) -> Outcome {
         stop_on_fatal: true,
         allow_removals: setup.config.allow_removals,
         allow_loss: setup.config.allow_loss,
+        removal_delay: setup.config.removal_delay,
         share: setup.share()?,
         ..Options::default()
     };

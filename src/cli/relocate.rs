@@ -49,6 +49,7 @@ fn alone(common: &Common, args: &MoveArgs, to: &str, deadline: Instant) -> Outco
         lanes: config.lanes,
         allow_removals: config.allow_removals,
         allow_loss: config.allow_loss,
+        removal_delay: config.removal_delay,
         share: Some(moves.share(setup.rules())),
         ..Options::default()
     };

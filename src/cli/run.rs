@@ -72,6 +72,7 @@ fn once(common: &Common, args: &RunArgs, setup: &Setup, door: &mut Option<Door>)
         lanes: config.lanes,
         allow_removals: config.allow_removals,
         allow_loss: config.allow_loss,
+        removal_delay: config.removal_delay,
         share: Some(moves.share(setup.rules())),
         scan_pace: ScanPace { per_second: config.scan_per_second, busy_percent: config.busy_io_percent },
         ..Options::default()
@@ -83,6 +84,7 @@ fn once(common: &Common, args: &RunArgs, setup: &Setup, door: &mut Option<Door>)
         metrics_file: config.metrics_file.clone(),
         rescan_every: config.rescan_every,
         rooms: vec![state.pulse()],
+        health: state.health(),
     };
     let running = Running::arm(
         setup.store.clone(),

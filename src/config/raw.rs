@@ -67,6 +67,8 @@ pub struct Raw {
     pub replica_timeout_seconds: Option<u64>,
     /// Lift the fuse on mass removals.
     pub allow_removals: Option<bool>,
+    /// A mailbox that is gone at the source stays on the replicas for so long. Default 0.
+    pub removal_delay_seconds: Option<u64>,
     /// Leave out what an older replica cannot hold, instead of refusing the mailbox.
     pub allow_loss: Option<bool>,
     /// Address on loopback where Prometheus finds `/metrics`. Default: none.
@@ -243,6 +245,7 @@ impl Raw {
             shutdown_timeout_seconds,
             replica_timeout_seconds,
             allow_removals,
+            removal_delay_seconds,
             allow_loss,
             metrics_listen,
             metrics_file

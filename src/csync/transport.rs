@@ -9,7 +9,7 @@ use std::io::{self, Read, Write};
 use std::net::{TcpStream, ToSocketAddrs};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 enum Stream {
     Tcp(TcpStream),
@@ -44,10 +44,15 @@ pub struct Transport {
     stream: Stream,
     splitter: Splitter,
     deflate: Option<(Compress, Decompress)>,
+    /// What was sent before compression began, and what went into it.
+    sent_before: u64,
+    plain: u64,
     scratch: Vec<u8>,
     pub sent: u64,
     pub received: u64,
     pub loopback: bool,
+    /// How long it took to connect: one way there and back.
+    pub distance: Duration,
 }
 
 impl Transport {
@@ -55,11 +60,12 @@ impl Transport {
     pub fn tcp(host: &str, port: u16) -> io::Result<Self> {
         let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
         for address in (host, port).to_socket_addrs()? {
+            let begun = Instant::now();
             match TcpStream::connect_timeout(&address, CONNECT) {
                 Ok(stream) => {
                     stream.set_nodelay(true)?;
                     stream.set_write_timeout(Some(WRITE))?;
-                    return Ok(Self::new(Stream::Tcp(stream), address.ip().is_loopback()));
+                    return Ok(Self::new(Stream::Tcp(stream), address.ip().is_loopback(), begun.elapsed()));
                 }
                 Err(error) => last = error,
             }
@@ -71,18 +77,21 @@ impl Transport {
     pub fn unix(path: &Path) -> io::Result<Self> {
         let stream = UnixStream::connect(path)?;
         stream.set_write_timeout(Some(WRITE))?;
-        Ok(Self::new(Stream::Unix(stream), true))
+        Ok(Self::new(Stream::Unix(stream), true, Duration::ZERO))
     }
 
-    fn new(stream: Stream, loopback: bool) -> Self {
+    fn new(stream: Stream, loopback: bool, distance: Duration) -> Self {
         Self {
             stream,
             splitter: Splitter::default(),
             deflate: None,
+            sent_before: 0,
+            plain: 0,
             scratch: vec![0; 64 << 10],
             sent: 0,
             received: 0,
             loopback,
+            distance,
         }
     }
 
@@ -122,6 +131,12 @@ impl Transport {
     /// Everything from here on, both ways, is one raw DEFLATE stream per direction.
     pub fn start_deflate(&mut self) {
         self.deflate = Some((Compress::new(Compression::fast(), false), Decompress::new(false)));
+        self.sent_before = self.sent;
+    }
+
+    /// Bytes before and after compression, since it is on.
+    pub fn compression(&self) -> Option<(u64, u64)> {
+        self.deflate.as_ref().map(|_| (self.plain, self.sent.saturating_sub(self.sent_before)))
     }
 
     fn raw_write(&mut self, bytes: &[u8]) -> io::Result<()> {
@@ -134,6 +149,7 @@ impl Transport {
     /// Sends bytes; `last` ends a request, so everything up to here must reach the peer now.
     pub fn send(&mut self, bytes: &[u8], last: bool) -> io::Result<()> {
         let Some((compress, _)) = &mut self.deflate else { return self.raw_write(bytes) };
+        self.plain = self.plain.saturating_add(bytes.len() as u64);
         let flush = if last { FlushCompress::Sync } else { FlushCompress::None };
         let mut out = Vec::with_capacity((bytes.len() / 2).saturating_add(64));
         let mut input = bytes;

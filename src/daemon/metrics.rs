@@ -21,6 +21,15 @@ pub(super) fn render(status: &Status) -> String {
     page.family("spooltap_resident_memory_bytes", "gauge", "Memory in use.").value(none, memory.resident_bytes as f64);
     let text = "Rooms of the daemon that do not get on any more.";
     page.family("spooltap_rooms_wedged", "gauge", text).value(none, status.wedged.len() as f64);
+    if let Some(free) = status.ground.free_bytes {
+        page.family("spooltap_state_free_bytes", "gauge", "Room left where the state is kept.")
+            .value(none, free as f64);
+    }
+    let writable = f64::from(u8::from(status.ground.state_trouble.is_none()));
+    page.family("spooltap_state_writable", "gauge", "0 while receipts are in memory only.").value(none, writable);
+    let jump = status.ground.clock_jump_seconds.unwrap_or(0);
+    page.family("spooltap_clock_jump_seconds", "gauge", "By how much the clock was set lately.")
+        .value(none, jump as f64);
     let capture = [("capture", source.capture.as_str())];
     let readable = f64::from(u8::from(source.trouble.is_none()));
     page.family("spooltap_source_readable", "gauge", "0 while the source cannot be read.").value(none, readable);
@@ -94,6 +103,12 @@ pub(super) fn render(status: &Status) -> String {
         ("spooltap_replica_skipped", "gauge", "Items given up by an admin.", |r| r.stats.queue.skipped as f64),
         ("spooltap_replica_fuse_blown", "gauge", "1 while removals are stopped.", |r| {
             f64::from(u8::from(r.stats.fuse.is_some()))
+        }),
+        ("spooltap_replica_removals_waiting", "gauge", "Mailboxes that stay for a while after they went.", |r| {
+            r.stats.removals_waiting as f64
+        }),
+        ("spooltap_replica_meddled_total", "counter", "Mailboxes that somebody else had changed there.", |r| {
+            r.stats.meddled.count as f64
         }),
         ("spooltap_replica_mailboxes", "gauge", "Mailboxes replicated.", |r| r.stats.mailboxes as f64),
         ("spooltap_replica_confirmed_total", "counter", "Confirmed items.", |r| r.stats.confirmed_total as f64),

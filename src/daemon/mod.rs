@@ -3,6 +3,7 @@
 mod caught_up;
 pub mod control;
 mod cross_check;
+mod ground;
 mod metrics;
 pub mod moves;
 pub mod report;

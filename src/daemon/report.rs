@@ -1,10 +1,12 @@
 //! What a running daemon says of itself, and what a monitoring system is to make of it.
 
+pub use super::ground::GroundStatus;
+use super::ground::{LITTLE_ROOM, NO_ROOM};
 use super::moves::Move;
 pub use super::rooms::Wedged;
 use super::scrub::ScrubStatus;
 use crate::capture::{CaptureStats, CrossStats, SourceStats};
-use crate::engine::{ReplicaStats, StandingOrder};
+use crate::engine::{Meddled, ReplicaStats, StandingOrder};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeSet, VecDeque};
 use std::path::PathBuf;
@@ -23,6 +25,8 @@ pub struct Status {
     /// Rooms of the daemon that do not get on; the watchdog restarts it.
     #[serde(default)]
     pub wedged: Vec<Wedged>,
+    #[serde(default)]
+    pub ground: GroundStatus,
     pub replicas: Vec<ReplicaStatus>,
     /// Pauses and skips in force.
     pub orders: Vec<StandingOrder>,
@@ -115,6 +119,9 @@ pub struct Limits {
     pub critical: Duration,
 }
 
+/// A change on the replica that did not come from here is told for so long.
+const MEDDLED_FOR: Duration = Duration::from_secs(3600);
+
 impl Status {
     /// What is wrong, worst first.
     pub fn faults(&self, limits: Limits) -> Vec<(Level, String)> {
@@ -125,6 +132,19 @@ impl Status {
                 None => "has ended".to_owned(),
             };
             out.push((Level::Critical, format!("daemon: {room} {how}; the watchdog restarts it, or do it yourself")));
+        }
+        if let Some(trouble) = &self.ground.state_trouble {
+            let text = format!("state: cannot be written, receipts are kept in memory: {trouble}");
+            out.push((Level::Critical, text));
+        }
+        if let Some(free) = self.ground.free_bytes.filter(|free| *free < LITTLE_ROOM) {
+            let level = if free < NO_ROOM { Level::Critical } else { Level::Warning };
+            out.push((level, format!("state: only {} MB are free where it is kept", free >> 20)));
+        }
+        if let (Some(jump), Some(ago)) = (self.ground.clock_jump_seconds, self.ground.clock_jumped_ago_seconds) {
+            let text =
+                format!("clock: it was set by {jump} s, {} min ago; lags before a restart may be wrong", ago / 60);
+            out.push((Level::Warning, text));
         }
         if let Some(trouble) = &self.source.trouble {
             out.push((Level::Critical, format!("source: {trouble}")));
@@ -165,6 +185,14 @@ impl Status {
             }
             if stats.queue.quarantined > 0 {
                 add(Level::Warning, format!("{} in quarantine", stats.queue.quarantined));
+            }
+            let meddled = &stats.meddled;
+            if meddled.count > 0 && self.at.saturating_sub(meddled.at) < MEDDLED_FOR.as_secs() {
+                let Meddled { count, mailbox, .. } = meddled;
+                add(
+                    Level::Warning,
+                    format!("somebody else has changed it, {count} times, last {mailbox}; the source wins"),
+                );
             }
             if stats.queue.skipped > 0 {
                 add(Level::Warning, format!("{} skipped", stats.queue.skipped));
@@ -227,8 +255,10 @@ const RATE_WINDOW: Duration = Duration::from_secs(60);
 pub(super) struct Book {
     /// Per replica: when, confirmed, bytes.
     samples: Vec<VecDeque<(Instant, u64, u64)>>,
-    /// Per replica: nothing was open then, and everything later is not yet compared.
-    behind_since: Vec<Option<u64>>,
+    /// Per replica: how long before our start nothing was open for sure, while what came later is not yet compared.
+    behind_by: Vec<Option<Duration>>,
+    /// By a clock that nobody sets.
+    started: Instant,
 }
 
 impl Book {
@@ -238,15 +268,18 @@ impl Book {
             let last =
                 before.and_then(|status| Some((status, status.replicas.iter().find(|r| r.stats.replica == *name)?)));
             // A replica that was never seen before is behind since now, as far as anybody can tell.
-            last.map_or_else(unix_now, |(status, replica)| status.at.saturating_sub(replica.lag_seconds.ceil() as u64))
+            let since = last.map(|(status, replica)| status.at.saturating_sub(replica.lag_seconds.ceil() as u64));
+            Duration::from_secs(since.map_or(0, |since| unix_now().saturating_sub(since)))
         };
         Self {
             samples: names.iter().map(|_| VecDeque::new()).collect(),
-            behind_since: names.iter().map(|name| Some(behind(name))).collect(),
+            behind_by: names.iter().map(|name| Some(behind(name))).collect(),
+            started: Instant::now(),
         }
     }
 
-    pub(super) fn replicas(&mut self, stats: Vec<ReplicaStats>) -> Vec<ReplicaStatus> {
+    /// `compared`: the first scan has put what differs into the queues.
+    pub(super) fn replicas(&mut self, stats: Vec<ReplicaStats>, compared: bool) -> Vec<ReplicaStatus> {
         let now = Instant::now();
         let one = |(at, stats): (usize, ReplicaStats)| {
             let (mut confirmed_per_second, mut sent_bytes_per_second) = (0.0, 0.0);
@@ -265,13 +298,13 @@ impl Book {
             }
             let mut lag_seconds = stats.queue.oldest_seconds;
             let mut catching_up = false;
-            if let Some(behind) = self.behind_since.get_mut(at) {
-                if stats.queue.pending + stats.queue.running + stats.queue.waiting == 0 {
+            if let Some(behind) = self.behind_by.get_mut(at) {
+                if compared && stats.queue.pending + stats.queue.running + stats.queue.waiting == 0 {
                     *behind = None;
                 }
-                if let Some(since) = behind {
+                if let Some(by) = behind {
                     catching_up = true;
-                    lag_seconds = lag_seconds.max(unix_now().saturating_sub(*since) as f64);
+                    lag_seconds = lag_seconds.max((*by + self.started.elapsed()).as_secs_f64());
                 }
             }
             ReplicaStatus {
@@ -319,6 +352,20 @@ mod tests {
             &[(Level::Critical, "login refused"), (Level::Warning, "2 in quarantine")],
         );
         check(|status| status.source.trouble = Some("no list".into()), &[(Level::Critical, "no list")]);
+        check(|status| status.ground.state_trouble = Some("disk full".into()), &[(Level::Critical, "disk full")]);
+        check(|status| status.ground.free_bytes = Some(LITTLE_ROOM), &[]);
+        check(|status| status.ground.free_bytes = Some(LITTLE_ROOM - 1), &[(Level::Warning, "255 MB are free")]);
+        check(|status| status.ground.free_bytes = Some(NO_ROOM - 1), &[(Level::Critical, "31 MB are free")]);
+        check(
+            |status| (status.ground.clock_jump_seconds, status.ground.clock_jumped_ago_seconds) = (Some(-90), Some(61)),
+            &[(Level::Warning, "set by -90 s, 1 min ago")],
+        );
+        let meddled = |at| Meddled { count: 2, mailbox: "user.a".into(), at };
+        check(|status| (status.at, status.replicas[0].stats.meddled) = (5000, meddled(1400)), &[]);
+        check(
+            |status| (status.at, status.replicas[0].stats.meddled) = (5000, meddled(1401)),
+            &[(Level::Warning, "2 times, last user.a")],
+        );
         check(|status| status.source.unwatched = 3, &[(Level::Warning, "3 directories")]);
         check(
             |status| {
@@ -349,9 +396,13 @@ mod tests {
         let mut before = Status { at: unix_now() - 1000, ..Status::default() };
         before.replicas.push(ReplicaStatus { stats: stats(0), lag_seconds: 30.0, ..ReplicaStatus::default() });
         let mut book = Book::new(&["r".to_owned()], Some(&before));
-        let lag = book.replicas(vec![stats(1)])[0].lag_seconds;
-        assert!((1030.0..1040.0).contains(&lag), "{lag}");
-        assert!(book.replicas(vec![stats(0)])[0].lag_seconds < 1.0);
-        assert!(book.replicas(vec![stats(1)])[0].lag_seconds < 1.0);
+        let mut lag = |pending, compared| book.replicas(vec![stats(pending)], compared)[0].lag_seconds;
+        // Nothing is open as long as nobody has looked.
+        for (pending, compared) in [(0, false), (1, false), (1, true)] {
+            let lag = lag(pending, compared);
+            assert!((1030.0..1040.0).contains(&lag), "{lag}");
+        }
+        assert!(lag(0, true) < 1.0);
+        assert!(lag(1, true) < 1.0);
     }
 }

@@ -3,6 +3,7 @@
 use super::caught_up::CaughtUp;
 use super::control::{self, Door, Request, Response};
 use super::cross_check::CrossChecker;
+use super::ground::Ground;
 use super::moves::{Moves, begin};
 use super::report::{Book, Memory, SourceStatus, Status, unix_now};
 use super::rooms::Rooms;
@@ -11,11 +12,11 @@ use super::{Running, metrics, systemd};
 use crate::capture;
 use crate::engine::{StandingOrder, Word};
 use crate::model::{Notice, Pulse};
-use crate::state::hand_over;
+use crate::state::{Health, hand_over};
 use futures::StreamExt;
 use futures::future::LocalBoxFuture;
 use futures::stream::FuturesUnordered;
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -40,6 +41,7 @@ pub struct Service {
     pub rescan_every: Option<Duration>,
     /// Watched over beside those of capture and engine.
     pub rooms: Vec<Arc<Pulse>>,
+    pub health: Health,
 }
 
 /// Why the loop ended.
@@ -133,12 +135,14 @@ async fn run<T>(
             _ = tick.tick() => {
                 if first_scan.as_ref().is_some_and(is_over) {
                     first_scan = None;
+                    view.compared.set(true);
                     info!("live");
                 }
                 view.caught_up.borrow_mut().tick(running);
                 if let Some(checker) = &running.cross_check {
                     checker.prove(running.capture.seen_until());
                 }
+                view.ground.borrow_mut().look(&service.state);
                 view.rooms.borrow_mut().look(running, &service.rooms);
                 view.write(first_scan.is_some());
                 if systemd::watchdog().is_some() && view.rooms.borrow().wedged().is_empty() {
@@ -220,8 +224,11 @@ struct View<'a> {
     scrub: Option<&'a Scrub>,
     started: Instant,
     book: RefCell<Book>,
+    /// The first scan is over.
+    compared: Cell<bool>,
     caught_up: RefCell<CaughtUp>,
     rooms: RefCell<Rooms>,
+    ground: RefCell<Ground>,
     written: RefCell<Option<(String, Instant)>>,
 }
 
@@ -231,13 +238,25 @@ impl<'a> View<'a> {
         let before = std::fs::read(&service.status_file).ok();
         let before = before.and_then(|text| serde_json::from_slice::<Status>(&text).ok());
         let book = RefCell::new(Book::new(&names, before.as_ref()));
-        let (caught_up, written) = Default::default();
+        let (caught_up, ground, written) = Default::default();
         let rooms = RefCell::new(Rooms::new());
-        Self { running, service, moves, scrub, started: Instant::now(), book, caught_up, rooms, written }
+        Self {
+            running,
+            service,
+            moves,
+            scrub,
+            started: Instant::now(),
+            book,
+            compared: Cell::new(false),
+            caught_up,
+            rooms,
+            ground,
+            written,
+        }
     }
 
     fn status(&self) -> Status {
-        let mut replicas = self.book.borrow_mut().replicas(self.running.stats());
+        let mut replicas = self.book.borrow_mut().replicas(self.running.stats(), self.compared.get());
         for replica in &mut replicas {
             replica.caught_up_at = self.caught_up.borrow().at(&replica.stats);
         }
@@ -253,6 +272,7 @@ impl<'a> View<'a> {
             },
             memory: Memory::now(),
             wedged: self.rooms.borrow().wedged().to_vec(),
+            ground: self.ground.borrow().shown(&self.service.health),
             replicas,
             orders: self.running.engine.standing_orders(),
             moves: self.moves.all(),
@@ -306,6 +326,8 @@ impl<'a> View<'a> {
         let mut timeless = status.clone();
         (timeless.at, timeless.uptime_seconds, timeless.memory) = (0, 0, Memory::default());
         timeless.replicas.iter_mut().for_each(|replica| replica.caught_up_at = None);
+        (timeless.ground.free_bytes, timeless.ground.clock_jumped_ago_seconds) = (None, None);
+        timeless.replicas.iter_mut().for_each(|replica| replica.stats.next_removal_seconds = None);
         timeless.wedged.iter_mut().for_each(|room| room.seconds = None);
         let key = serde_json::to_string(&timeless).unwrap_or_default();
         let mut written = self.written.borrow_mut();

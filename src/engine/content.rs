@@ -53,6 +53,7 @@ impl Pusher<'_> {
                 entry.name, entry.partition
             )));
         };
+        self.passed.read_at = Some(Instant::now());
         raw.head.name = entry.name.clone();
         self.shared.loses(&entry.name, loss::of_mailbox(&raw, &self.caps))?;
         diff::reduce(&mut raw, &self.caps);
@@ -112,6 +113,9 @@ impl Pusher<'_> {
                         ReplicaError::Changed(_) | ReplicaError::NoSuchMailbox(_) | ReplicaError::Moved(_),
                     )) if trust => {
                         let fresh = self.fresh_view(job, entry)?;
+                        if fresh.as_ref().map(|fresh| &fresh.view) != view.as_ref() {
+                            self.shared.was_meddled_with(&job.lane, &entry.name);
+                        }
                         base = base_modseq(fresh.as_ref());
                         (view, trust) = (fresh.map(|fresh| fresh.view), false);
                     }

@@ -50,6 +50,11 @@ impl Doubts {
         due
     }
 
+    /// What the replica has in this lane may be ours without our knowing.
+    pub fn is_in(&self, lane: &Lane) -> bool {
+        self.lock().contains_key(lane)
+    }
+
     /// When the next look is due.
     pub fn next(&self) -> Option<Instant> {
         self.lock().values().filter_map(Doubt::due).min()

@@ -23,6 +23,7 @@ pub mod merge;
 mod mover;
 mod names;
 mod pace;
+mod patience;
 mod push;
 mod queue;
 mod rebuild;
@@ -154,6 +155,8 @@ pub struct Options {
     pub allow_loss: bool,
     /// Take nothing from a replica: what only it has is put aside there and stays.
     pub keep: bool,
+    /// A mailbox that is gone at the source stays on a replica for so long.
+    pub removal_delay: Duration,
     /// Default: every replica has everything. What a replica has of a lane that is not its own stays there as it is.
     pub share: Option<Share>,
     /// How catch-up scans go.
@@ -180,6 +183,7 @@ impl Default for Options {
             allow_removals: false,
             allow_loss: false,
             keep: false,
+            removal_delay: Duration::ZERO,
             share: None,
             scan_pace: ScanPace::default(),
         }
@@ -230,8 +234,12 @@ struct Shared {
     reconnect_now: Mutex<Option<Instant>>,
     losses: Mutex<HashMap<(Lane, Item), u32>>,
     doubts: doubt::Doubts,
+    removal_delay: Duration,
+    waits: patience::Waits,
+    meddled: Mutex<Meddled>,
     lags: Mutex<lags::Lags>,
     traffic: [AtomicU64; 2],
+    compressed: Mutex<Compressed>,
     connected: AtomicU64,
     fatal: Mutex<Option<String>>,
     /// The last trouble that was told, so that several sessions do not tell the same.
@@ -245,6 +253,23 @@ struct GoodList {
     vanished: usize,
     /// [`ReplicaNames::added`] at that time.
     added: usize,
+}
+
+/// Bytes sent in compressed sessions.
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
+pub struct Compressed {
+    pub plain_bytes: u64,
+    pub sent_bytes: u64,
+}
+
+/// What was found on a replica that nobody here has done.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Meddled {
+    /// Times that a mailbox there was not what the replica had confirmed.
+    pub count: u64,
+    /// The last one, and when (seconds since 1970).
+    pub mailbox: String,
+    pub at: u64,
 }
 
 /// A poisoned lock only means that another thread panicked between two statements; the data is still whole.
@@ -273,7 +298,8 @@ impl Shared {
         for lane in self.doubts.due(now) {
             self.push(lane, Item::Compare, now, false);
         }
-        self.doubts.next().map_or(KEEPALIVE, |at| at.saturating_duration_since(now).min(KEEPALIVE))
+        let next = self.doubts.next().into_iter().chain(self.waits_due()).min();
+        next.map_or(KEEPALIVE, |at| at.saturating_duration_since(now).min(KEEPALIVE))
     }
 
     /// Writes down that a lane is at work, before anything is sent for it.
@@ -329,6 +355,16 @@ impl Shared {
     fn source_again(&self) -> Result<Arc<Listing>, StoreError> {
         std::thread::sleep(Duration::from_millis(10));
         self.source()
+    }
+
+    /// A mailbox of the replica is not what the replica had confirmed; and it was not one of our own sessions that was lost.
+    fn was_meddled_with(&self, lane: &Lane, mailbox: &MboxName) {
+        if self.doubts.is_in(lane) {
+            return;
+        }
+        let at = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default().as_secs();
+        let mut meddled = lock(&self.meddled);
+        *meddled = Meddled { count: meddled.count + 1, mailbox: mailbox.to_string(), at };
     }
 
     fn is_allowed(&self) -> bool {
@@ -425,6 +461,17 @@ pub struct ReplicaStats {
     pub fatal: Option<String>,
     /// Why removals are stopped.
     pub fuse: Option<String>,
+    /// Mailboxes that are gone at the source and stay here for a while (`removal_delay_seconds`).
+    #[serde(default)]
+    pub removals_waiting: usize,
+    #[serde(default)]
+    pub next_removal_seconds: Option<f64>,
+    /// Changes on the replica that did not come from here.
+    #[serde(default)]
+    pub meddled: Meddled,
+    /// What was sent before compression, where sessions are compressed.
+    #[serde(default)]
+    pub compressed: Option<Compressed>,
     /// How long changes took to each stage.
     #[serde(default)]
     pub stages: Vec<StageLag>,
@@ -477,14 +524,19 @@ impl Engine {
                 reconnect_now: Mutex::default(),
                 losses: Mutex::default(),
                 doubts: doubt::Doubts::default(),
+                removal_delay: options.removal_delay,
+                waits: patience::Waits::default(),
+                meddled: Mutex::default(),
                 lags: Mutex::default(),
                 traffic: Default::default(),
+                compressed: Mutex::default(),
                 connected: AtomicU64::new(0),
                 fatal: Mutex::default(),
                 told: Mutex::default(),
             });
             if !shared.dry_run {
                 shared.inherit_doubts();
+                shared.inherit_waits();
             }
             for number in 0..options.lanes.max(1) {
                 let worker = Worker {
@@ -646,12 +698,17 @@ impl Shared {
             let lags = lock(&self.lags);
             (lags.shown(), lags.percentiles([0.5, 0.99]))
         };
+        let (removals_waiting, next_removal_seconds) = self.waits.shown();
         let queue = self.queue_stats();
         let fuse = queue.failed.iter().find(|failure| failure.reason.starts_with(FUSE));
         ReplicaStats {
             replica: self.target.name(),
             sessions: self.connected.load(Ordering::Relaxed),
             fuse: fuse.map(|failure| failure.reason.clone()),
+            removals_waiting,
+            next_removal_seconds,
+            meddled: lock(&self.meddled).clone(),
+            compressed: Some(*lock(&self.compressed)).filter(|both| both.plain_bytes > 0),
             queue,
             confirmed_total: stages.last().map_or(0, |confirmed| confirmed.count),
             lag_p50_seconds,
@@ -674,10 +731,17 @@ struct Worker {
 
 type Session = Box<dyn crate::model::Replica>;
 
+/// Figures of a session that are in the sums already.
+#[derive(Default)]
+struct Counted {
+    traffic: (u64, u64),
+    compressed: (u64, u64),
+}
+
 impl Worker {
     fn run(&self) {
         let mut session: Option<Session> = None;
-        let mut counted = (0, 0);
+        let mut counted = Counted::default();
         loop {
             match self.shared.queue.take(self.shared.doubts_due()) {
                 Ok(None) => break,
@@ -689,7 +753,7 @@ impl Worker {
                 Ok(Some(job)) => {
                     if session.is_none() {
                         session = self.connect();
-                        counted = (0, 0);
+                        counted = Counted::default();
                     }
                     self.work(job, &mut session);
                     self.count(&session, &mut counted);
@@ -702,12 +766,18 @@ impl Worker {
         }
     }
 
-    fn count(&self, session: &Option<Session>, counted: &mut (u64, u64)) {
+    fn count(&self, session: &Option<Session>, counted: &mut Counted) {
         if let Some(session) = session {
             let now = session.traffic();
-            self.shared.traffic[0].fetch_add(now.0.saturating_sub(counted.0), Ordering::Relaxed);
-            self.shared.traffic[1].fetch_add(now.1.saturating_sub(counted.1), Ordering::Relaxed);
-            *counted = now;
+            self.shared.traffic[0].fetch_add(now.0.saturating_sub(counted.traffic.0), Ordering::Relaxed);
+            self.shared.traffic[1].fetch_add(now.1.saturating_sub(counted.traffic.1), Ordering::Relaxed);
+            counted.traffic = now;
+            if let Some((plain, sent)) = session.compression() {
+                let mut sum = lock(&self.shared.compressed);
+                sum.plain_bytes += plain.saturating_sub(counted.compressed.0);
+                sum.sent_bytes += sent.saturating_sub(counted.compressed.1);
+                counted.compressed = (plain, sent);
+            }
         }
     }
 

@@ -320,6 +320,7 @@ impl<'a> Pusher<'a> {
 
     pub(super) fn forget(&self, id: &UniqueId) {
         self.shared.names().remove(id);
+        self.shared.waits_no_more(id);
         self.shared.state.remove_mailbox(id);
     }
 

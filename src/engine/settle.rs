@@ -23,6 +23,7 @@ impl Pusher<'_> {
         let ours = self.shared.state.mailbox(id).is_some();
         match (target, have) {
             (Some(entry), Some(name)) => {
+                self.shared.waits_no_more(id);
                 let partition = self.shared.state.mailbox(id).map(|receipt| receipt.view.head.partition);
                 let moved = partition
                     .is_some_and(|partition| partition != entry.partition && !entry.partition.is_empty())
@@ -74,8 +75,12 @@ impl Pusher<'_> {
         path: &mut HashSet<UniqueId>,
     ) -> Result<(), JobError> {
         let Some(occupant) = self.shared.names().id(name).filter(|id| *id != for_id).cloned() else { return Ok(()) };
-        if path.contains(&occupant) {
-            // Names were swapped: one of them waits under a third name.
+        let in_exchange = path.contains(&occupant);
+        let goes_later = self.source.by_id(&occupant).is_none()
+            && self.shared.state.mailbox(&occupant).is_some()
+            && self.shared.has_to_wait(&occupant, name);
+        if in_exchange || goes_later {
+            // Names were swapped, or the one that had it is to stay for a while: it waits under a third name.
             let stamp = blake3::hash(occupant.as_bytes()).to_hex();
             let aside = [
                 self.store().deleted_prefix(),
@@ -335,6 +340,9 @@ impl Pusher<'_> {
             )));
         }
         self.shared.vanish_fuse(name, &again)?;
+        if self.shared.has_to_wait(id, name) {
+            return Ok(());
+        }
         self.shared.fuse(name)?;
         self.begin(id, name);
         match self.apply(&Step::Remove { uniqueid: id.clone(), name: name.clone() }) {

@@ -7,18 +7,19 @@ use crate::state::State;
 use proptest::prelude::*;
 use std::collections::BTreeMap;
 
-struct Rig {
-    store: Arc<FakeStore>,
-    target: Arc<FakeTarget>,
+pub(super) struct Rig {
+    pub(super) store: Arc<FakeStore>,
+    pub(super) target: Arc<FakeTarget>,
     engine: Option<Engine>,
     state: Option<State>,
     dir: tempfile::TempDir,
     allow_loss: bool,
     scan_pace: ScanPace,
+    pub(super) removal_delay: Duration,
 }
 
 impl Rig {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         let dir = tempfile::tempdir().expect("temporary directory");
         let mut rig = Self {
             store: Arc::default(),
@@ -28,18 +29,25 @@ impl Rig {
             dir,
             allow_loss: false,
             scan_pace: ScanPace::default(),
+            removal_delay: Duration::ZERO,
         };
         rig.start();
         rig
     }
 
-    fn start(&mut self) {
+    pub(super) fn stop(&mut self) {
+        self.engine.take().expect("runs").stop(Duration::from_secs(5));
+        self.state.take();
+    }
+
+    pub(super) fn start(&mut self) {
         let state = State::open(self.dir.path(), "fake").expect("state");
         let options = super::Options {
             lanes: 2,
             backoff: Backoff { first: Duration::from_millis(1), most: Duration::from_millis(5) },
             allow_loss: self.allow_loss,
             scan_pace: self.scan_pace,
+            removal_delay: self.removal_delay,
             ..super::Options::default()
         };
         let store: Arc<dyn MailStore> = self.store.clone();
@@ -49,12 +57,12 @@ impl Rig {
         self.engine = Some(Engine::start(store, targets, &options, Arc::new(|_| {})));
     }
 
-    fn engine(&self) -> &Engine {
+    pub(super) fn engine(&self) -> &Engine {
         self.engine.as_ref().expect("runs")
     }
 
     /// Tells the engine what a watcher would, and waits.
-    fn sync(&self) {
+    pub(super) fn sync(&self) {
         self.notice(DirtyKey::MailboxList);
         let ids: Vec<_> = self.store.0.lock().expect("lock").mailboxes.keys().cloned().collect();
         for id in ids {
@@ -64,7 +72,7 @@ impl Rig {
         assert!(self.engine().settle(8, Some(Duration::from_secs(10))), "{:?}", self.engine().stats());
     }
 
-    fn notice(&self, key: DirtyKey) {
+    pub(super) fn notice(&self, key: DirtyKey) {
         self.engine().notify(vec![Notice { key, seen_at: Instant::now() }]);
     }
 
@@ -91,7 +99,7 @@ impl Rig {
         out
     }
 
-    fn assert_equal(&self) {
+    pub(super) fn assert_equal(&self) {
         assert_eq!(self.differences(), Vec::<String>::new());
     }
 }

@@ -101,6 +101,10 @@ impl Replica for Watched {
         self.0.sent_at()
     }
 
+    fn compression(&self) -> Option<(u64, u64)> {
+        self.0.compression()
+    }
+
     fn traffic(&self) -> (u64, u64) {
         self.0.traffic()
     }

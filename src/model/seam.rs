@@ -317,6 +317,11 @@ pub trait Replica: Send {
         None
     }
 
+    /// Bytes before and after compression that were written since it is on; `None` where it is not.
+    fn compression(&self) -> Option<(u64, u64)> {
+        None
+    }
+
     /// Bytes written to and read from the replica so far.
     fn traffic(&self) -> (u64, u64);
 }

@@ -45,6 +45,8 @@ struct List {
     clashes: Vec<LeftOut>,
     /// What was given out last.
     listing: Option<Arc<Listing>>,
+    /// There are rows of mailboxes that other servers have.
+    elsewhere: bool,
     /// Rows are stored as of 3.6 (`N` and `I` keys).
     modern: bool,
     /// Mailboxes whose cyrus.header has another uniqueid; told once.
@@ -77,6 +79,15 @@ pub fn read_conf(conf_path: &Path) -> Result<ImapdConf, StoreError> {
 pub fn open_store(conf_path: &Path) -> Result<LiveSpool, StoreError> {
     let fault = |text: String| StoreError::new(Disposition::Stop, text);
     let conf = read_conf(conf_path)?;
+    if let Some(server) = conf.get("mupdate_server")
+        && conf.get("mupdate_config").is_none_or(|kind| kind == "standard")
+        && conf.named("partition").next().is_none()
+    {
+        return Err(fault(format!(
+            "{}: this is a front end of a Murder (mupdate_server {server}): it has no mail of its own; run spooltap on the back ends",
+            conf_path.display()
+        )));
+    }
     let layout = Layout::new(&conf).map_err(|error| fault(format!("{}: {error}", conf_path.display())))?;
     for key in
         SHAPE.into_iter().map(str::to_owned).chain(conf.named("partition").map(|(p, _)| format!("partition-{p}")))
@@ -84,12 +95,6 @@ pub fn open_store(conf_path: &Path) -> Result<LiveSpool, StoreError> {
         for (service, value) in conf.overrides(&key).filter(|(_, value)| Some(*value) != conf.get(&key)) {
             warn!(service, key, value, "imapd.conf sets this for one service only; it is not followed");
         }
-    }
-    if let Some(server) = conf.get("mupdate_server")
-        && conf.get("mupdate_config").is_none_or(|kind| kind == "standard")
-        && layout.partitions.is_empty()
-    {
-        return Err(fault(format!("{}: this is a Murder front end (mupdate_server {server})", conf_path.display())));
     }
     for kind in ["mboxlist_db", "annotation_db", "seenstate_db", "subscription_db"] {
         if let Some(db) = conf.get(kind).filter(|db| db.starts_with("berkeley") || *db == "sql") {
@@ -171,6 +176,16 @@ impl LiveSpool {
         }
         if list.names.is_empty() {
             list.listing = None;
+            if list.elsewhere {
+                return Err(StoreError::new(
+                    Disposition::Stop,
+                    format!(
+                        "{}: all mailboxes in it are on other servers: this is a front end of a Murder, or its mupdate \
+                         master; run spooltap on the back ends, where the mail is",
+                        path.display()
+                    ),
+                ));
+            }
             return Err(StoreError::new(
                 Disposition::RetrySoon,
                 format!("{}: no row of it is about a mailbox; is this the right file?", path.display()),
@@ -246,7 +261,8 @@ impl LiveSpool {
             Standing::Tombstone if !entry.uniqueid.is_empty() => {
                 list.names.bury(name, entry.uniqueid);
             }
-            Standing::Tombstone | Standing::Elsewhere => {}
+            Standing::Elsewhere => list.elsewhere = true,
+            Standing::Tombstone => {}
         }
     }
 

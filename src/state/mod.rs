@@ -19,4 +19,4 @@ pub use inspect::{Counts, Entry, Report, StateFile};
 pub use owner::hand_over;
 pub use promotions::Promotions;
 pub use receipt::{Lift, MailboxReceipt, UserReceipt};
-pub use store::{ReplicaState, State, StateError};
+pub use store::{Health, ReplicaState, State, StateError};

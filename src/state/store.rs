@@ -40,6 +40,7 @@ pub(super) enum Kind {
     Quota = b'q' as isize,
     Server = b's' as isize,
     Primed = b'p' as isize,
+    Removal = b'r' as isize,
     /// Of the source, not of a replica.
     Memory = b'h' as isize,
 }
@@ -64,6 +65,27 @@ struct Inner {
     at_work: AtWork,
     buffer: Mutex<Buffer>,
     wake: Condvar,
+    /// Why the last commit failed.
+    trouble: Mutex<Option<String>>,
+}
+
+/// How the state is, for those who watch over it.
+#[derive(Clone)]
+pub struct Health {
+    inner: Arc<Inner>,
+}
+
+impl Health {
+    /// Why what is written stays in memory just now.
+    pub fn trouble(&self) -> Option<String> {
+        self.inner.trouble.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+impl std::fmt::Debug for Health {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Health").field(&self.trouble()).finish()
+    }
 }
 
 /// The open state; dropping it makes everything durable.
@@ -109,7 +131,15 @@ impl State {
             super::hand_over(&dir.join(name));
         }
         let db = RwLock::new(Some(db));
-        let inner = Arc::new(Inner { db, path, begun, at_work, buffer: Mutex::default(), wake: Condvar::new() });
+        let inner = Arc::new(Inner {
+            db,
+            path,
+            begun,
+            at_work,
+            buffer: Mutex::default(),
+            wake: Condvar::new(),
+            trouble: Mutex::default(),
+        });
         let own = inner.clone();
         let pulse = Pulse::new("state");
         let theirs = pulse.clone();
@@ -144,6 +174,10 @@ impl State {
     /// What the source wants remembered.
     pub fn memory(&self) -> Arc<dyn Memory> {
         Arc::new(SourceMemory { inner: self.inner.clone() })
+    }
+
+    pub fn health(&self) -> Health {
+        Health { inner: self.inner.clone() }
     }
 
     /// Signs of life of the thread that writes.
@@ -378,6 +412,8 @@ impl Inner {
             if result.is_err() {
                 self.reopen();
             }
+            let trouble = result.as_ref().err().map(|error| format!("{}: {error}", self.path.display()));
+            let before = std::mem::replace(&mut *self.trouble.lock().unwrap_or_else(PoisonError::into_inner), trouble);
             let mut buffer = self.lock();
             match result {
                 Ok(()) => {
@@ -386,7 +422,9 @@ impl Inner {
                     buffer.hurry = false;
                 }
                 Err(error) => {
-                    warn!(path = %self.path.display(), %error, "state cannot be written; receipts are kept in memory");
+                    if before.is_none() {
+                        warn!(path = %self.path.display(), %error, "state cannot be written; receipts are kept in memory");
+                    }
                     buffer.hurry = false;
                     // Somebody may wait in `flush`: it must not wait for ever on a full disk.
                     buffer.durable = upto;
@@ -583,6 +621,26 @@ impl ReplicaState {
 
     pub fn for_each_mailbox(&self, call: &mut dyn FnMut(UniqueId, MailboxReceipt)) {
         self.each(Kind::Mailbox, &mut |id, receipt| call(UniqueId::new(id), receipt));
+    }
+
+    /// Mailboxes that are to be removed, and since when (seconds since 1970) the source has them no more.
+    pub fn removals(&self) -> Vec<(UniqueId, u64)> {
+        let prefix = self.prefix(Kind::Removal);
+        let mut out = Vec::new();
+        self.inner.each(&prefix, &mut |key, value| {
+            if let (Some(id), Some(since)) = (key.strip_prefix(&*prefix), unpack(value)) {
+                out.push((UniqueId::new(id), since));
+            }
+        });
+        out
+    }
+
+    pub fn put_removal(&self, id: &UniqueId, since: u64) {
+        self.write(Kind::Removal, id.as_bytes(), &since);
+    }
+
+    pub fn remove_removal(&self, id: &UniqueId) {
+        self.remove(Kind::Removal, id.as_bytes());
     }
 
     pub fn user(&self, user: &UserId) -> Option<UserReceipt> {

@@ -2,7 +2,9 @@
 //! store in the place of the source. Nothing is removed, the reason is shown, and it heals when the store is back.
 
 use super::{LONG, idle};
-use crate::util::{CyrusServer, Options, Rules, Snapshot, Spooltap, Store, cyrus, diff, eventually, snapshot, store};
+use crate::util::{
+    CyrusServer, Options, Rules, Snapshot, Spooltap, Store, apart, beside, cyrus, diff, eventually, snapshot, store,
+};
 use serde_json::Value;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -33,8 +35,11 @@ impl Lab {
     }
 
     fn start(&mut self) {
-        let mut spooltap =
-            Spooltap::run(&self.source.conf, &self.replica.url(), &self.state.path().join("state")).expect("starts");
+        let state = self.state.path().join("state");
+        let mut command = Spooltap::command(&self.source.conf, &state);
+        command.args(["--replica", &self.replica.url(), "run"]);
+        // What is mounted for it is for it alone.
+        let mut spooltap = Spooltap::spawn(apart("true", &command), &state).expect("starts");
         spooltap.wait_live(LONG).expect("is live");
         self.spooltap = Some(spooltap);
     }
@@ -120,6 +125,19 @@ fn what_befalls_the_source_empties_no_replica() {
     fs::create_dir(&spool).expect("makes");
     lab.nothing_is_removed("its files are not on partition");
     fs::remove_dir(&spool).expect("removes");
+    fs::rename(&away, &spool).expect("renames");
+    lab.it_heals();
+    // And an empty file system mounted where the spool was.
+    let pid = lab.spooltap.as_ref().expect("runs").pid();
+    beside(pid, &["mount", "-t", "tmpfs", "tmpfs"], &spool);
+    lab.nothing_is_removed("its files are not on partition");
+    beside(pid, &["umount"], &spool);
+    lab.it_heals();
+    // rm -rf, file by file.
+    let copied = std::process::Command::new("cp").arg("-a").args([&spool, &away]).status().expect("runs");
+    assert!(copied.success());
+    fs::remove_dir_all(&spool).expect("removes");
+    lab.nothing_is_removed("its files are not on partition");
     fs::rename(&away, &spool).expect("renames");
     lab.it_heals();
 

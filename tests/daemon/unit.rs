@@ -2,7 +2,7 @@
 //! file system, credentials, notifications.
 
 use super::LONG;
-use crate::util::{Spooltap, cyrus};
+use crate::util::{Spooltap, apart, cyrus};
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::os::unix::net::UnixDatagram;
@@ -97,19 +97,18 @@ impl Stage {
             format!("-all{}", kept.collect::<String>())
         };
         let (bounding, ambient) = (capabilities("CapabilityBoundingSet"), capabilities("AmbientCapabilities"));
-        let writable = [self.path("state")];
-        let mut script = String::from("mount --bind / / && mount -o remount,bind,ro /");
-        for path in writable {
-            script += &format!(" && mount --bind '{0}' '{0}' && mount -o remount,bind,rw '{0}'", path.display());
-        }
-        script += " && exec setpriv \"$@\"";
-        let mut command = Command::new("unshare");
-        command.args(["--mount", "--propagation", "private", "/bin/sh", "-c", &script, "sh"]);
-        command.arg(format!("--reuid={}", self.owner)).arg(format!("--regid={}", self.group));
-        command.args(["--clear-groups", "--no-new-privs"]);
+        let state = self.path("state");
+        let script = format!(
+            "mount --bind / / && mount -o remount,bind,ro / && mount --bind '{0}' '{0}' && mount -o remount,bind,rw '{0}'",
+            state.display()
+        );
+        let mut inner = Command::new("setpriv");
+        inner.arg(format!("--reuid={}", self.owner)).arg(format!("--regid={}", self.group));
+        inner.args(["--clear-groups", "--no-new-privs"]);
         // The bounding set goes last: nothing could be made ambient that is not in it.
-        command.args([format!("--inh-caps={ambient}"), format!("--ambient-caps={ambient}")]);
-        command.arg(format!("--bounding-set={bounding}")).args(words);
+        inner.args([format!("--inh-caps={ambient}"), format!("--ambient-caps={ambient}")]);
+        inner.arg(format!("--bounding-set={bounding}")).args(words);
+        let mut command = apart(&script, &inner);
         command.env("SPOOLTAP_CONFIG", self.path("spooltap.toml")).env_remove("SPOOLTAP_LOG");
         command.env("CREDENTIALS_DIRECTORY", self.path("credentials")).env_remove("SPOOLTAP_PASSWORD");
         command

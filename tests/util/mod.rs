@@ -7,6 +7,7 @@
 // Tests and benches each use a part of it.
 #![allow(dead_code, unused_imports)]
 
+pub mod apart;
 pub mod cyrus;
 pub mod diff;
 pub mod evidence;
@@ -26,6 +27,7 @@ pub mod store;
 pub mod tls;
 pub mod workload;
 
+pub use apart::{apart, beside};
 pub use cyrus::{CyrusServer, Options};
 pub use diff::{Rules, diff};
 pub use evidence::Evidence;

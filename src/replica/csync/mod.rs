@@ -54,6 +54,18 @@ struct Known {
     users: HashSet<UserId>,
 }
 
+/// A peer that is reached and answers within this time is in the same building: its network takes more than we can
+/// compress (gigabits against some hundred megabits of one core), so compression would only cost time.
+const NEAR: Duration = Duration::from_millis(2);
+
+fn is_worth_compressing(wish: Compress, loopback: bool, distance: Duration) -> bool {
+    match wish {
+        Compress::On => true,
+        Compress::Off => false,
+        Compress::Auto => !loopback && distance >= NEAR,
+    }
+}
+
 fn fatal(text: impl Into<String>) -> ReplicaError {
     ReplicaError::Fatal(text.into())
 }
@@ -132,6 +144,14 @@ impl CsyncTarget {
         }
         if session.imap.is_some() {
             session.capabilities(&mut greeting)?;
+            // Its mailboxes would stand in the list that all front ends share, beside those of the source.
+            if let Some(master) = &greeting.mupdate {
+                return Err(fatal(format!(
+                    "{}: the replica is part of a Murder ({master}): it would announce the source's mailboxes as its own; take \
+                     mupdate_server out of its imapd.conf for as long as it is a replica",
+                    self.url
+                )));
+            }
             if !greeting.replication {
                 return Err(fatal(format!(
                     "{}: the server takes no replication on this port (3.0 and later do); use csync://",
@@ -139,11 +159,7 @@ impl CsyncTarget {
                 )));
             }
         }
-        let wanted = match self.compress {
-            Compress::On => true,
-            Compress::Off => false,
-            Compress::Auto => !session.transport.loopback,
-        };
+        let wanted = is_worth_compressing(self.compress, session.transport.loopback, session.transport.distance);
         // Asked only where it is offered: an older server answers BAD.
         if wanted && greeting.compress && session.line(b"COMPRESS DEFLATE\r\n").is_ok() {
             session.transport.start_deflate();
@@ -190,7 +206,13 @@ impl CsyncTarget {
                  (tls_server_cert, tls_server_key), or set mode = \"never\" in [tls]",
             ));
         }
-        session.line(b"STARTTLS\r\n")?;
+        session.line(b"STARTTLS\r\n").map_err(|error| match error {
+            ReplicaError::Lost { .. } => error,
+            error => self.denied(
+                Denial::NoTls,
+                format!("the server offers STARTTLS and refuses it, or somebody on the way does: {error}"),
+            ),
+        })?;
         self.handshake(session, host)?;
         session.greeting(true)
     }
@@ -286,5 +308,26 @@ impl ReplicaTarget for CsyncTarget {
         let known = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
         let (dialect, sieve) = known.dialect.unwrap_or((Dialect::of(Generation::V32), false));
         dialect.capabilities(sieve)
+    }
+}
+
+#[cfg(test)]
+mod near_and_far {
+    use super::*;
+
+    #[test]
+    fn far_peers_are_compressed_for_unless_somebody_says_otherwise() {
+        let far = Duration::from_millis(12);
+        let near = Duration::from_micros(300);
+        let cases = [
+            (Compress::Auto, true, far, false),
+            (Compress::Auto, false, near, false),
+            (Compress::Auto, false, far, true),
+            (Compress::On, true, near, true),
+            (Compress::Off, false, far, false),
+        ];
+        for (wish, loopback, distance, expected) in cases {
+            assert_eq!(is_worth_compressing(wish, loopback, distance), expected, "{wish:?} {loopback} {distance:?}");
+        }
     }
 }

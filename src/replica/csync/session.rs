@@ -26,6 +26,8 @@ pub(super) struct Greeting {
     pub(super) initial: bool,
     /// The IMAP port takes replication.
     pub(super) replication: bool,
+    /// It belongs to the Murder of this master; only the IMAP port tells.
+    pub(super) mupdate: Option<String>,
     pub(super) banner: String,
 }
 
@@ -167,6 +169,7 @@ impl Session {
         greeting.archive = has("X-REPLICATION-ARCHIVE");
         greeting.initial = has("SASL-IR");
         greeting.replication = has("X-REPLICATION");
+        greeting.mupdate = words.iter().find_map(|word| word.strip_prefix("MUPDATE=")).map(str::to_owned);
         Ok(())
     }
 

@@ -280,6 +280,10 @@ impl Replica for Session {
         self.sent_at
     }
 
+    fn compression(&self) -> Option<(u64, u64)> {
+        self.transport.compression()
+    }
+
     fn traffic(&self) -> (u64, u64) {
         (self.transport.sent, self.transport.received)
     }
