@@ -4,7 +4,7 @@
 //! `SPOOLTAP_SEEDS=4,5,6` plays other seeds than the usual ones, `SPOOLTAP_OPERATIONS` another number of operations,
 //! and a failure leaves what was done, said and different in the folder `SPOOLTAP_REPORTS`.
 
-use crate::util::diff::Exception;
+use crate::util::diff::{Exception, RAW_QUOTA};
 use crate::util::workload::{Done, everybody, work};
 use crate::util::{CyrusServer, Options, Rules, Spooltap, Viewer, Workload, cyrus, diff};
 use std::path::Path;
@@ -27,15 +27,15 @@ const SHOWN: usize = 25;
 
 /// What may differ between the two servers.
 pub fn rules() -> Rules {
+    and_what_is_written(Rules::live())
+}
+
+fn and_what_is_written(rules: Rules) -> Rules {
     let written = "when cyrus.index was written last, by either server";
-    Rules::live().and(&[
+    rules.and(&[
         Exception::always(&["users", "*", "mailboxes", "*", "vendor", "lastupdate"], written),
         Exception::always(&["shared", "*", "vendor", "lastupdate"], written),
-        Exception {
-            at: &["users", "*", "mailboxes", "*", "vendor", "userrawquota"],
-            why: "the quota once more, as releases after 3.6 show it",
-            allowed: |_, found| found.is_null(),
-        },
+        RAW_QUOTA,
     ])
 }
 
@@ -186,7 +186,8 @@ fn play(seed: u64) -> anyhow::Result<Option<String>> {
     let workload = Workload::new(seed, operations(OPERATIONS));
     let mut pair = Pair::start(seed, &workload)?;
     let done: Done = work(&pair.source, &workload);
-    let differences = differences(&pair.source, &pair.replica, done.ended, &rules())?;
+    let rules = and_what_is_written(Rules::beside(&pair.source.release()?));
+    let differences = differences(&pair.source, &pair.replica, done.ended, &rules)?;
     let figures = pair.spooltap.status()["replicas"][0].clone();
     println!("seed {seed}: lag p50 {} s, p99 {} s", figures["lag_p50_seconds"], figures["lag_p99_seconds"]);
     if let Some(status) = pair.spooltap.ended() {

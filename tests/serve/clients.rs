@@ -52,7 +52,7 @@ pub(super) fn shows_the_same(source: &CyrusServer, kind: Kind, dir: &Path) {
         let differences = diff(&expected, shown, rules);
         assert!(differences.is_empty(), "{kind:?}: {}", differences.join("\n"));
     };
-    let rules = Rules::live().and(&WRITTEN);
+    let rules = Rules::beside(&source.release().expect("greets")).and(&WRITTEN);
     if kind == Kind::Archive {
         let replica = CyrusServer::start(Options::new()).expect("starts");
         let state = tempfile::tempdir().expect("directory");

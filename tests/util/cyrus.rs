@@ -253,6 +253,18 @@ impl CyrusServer {
         }
     }
 
+    /// What its imapd greets with, `3.0.18` for example.
+    pub fn release(&self) -> anyhow::Result<String> {
+        let mut greeting = [0; 1024];
+        let mut stream = TcpStream::connect(self.imap_address())?;
+        stream.set_read_timeout(Some(Duration::from_secs(10)))?;
+        let count = std::io::Read::read(&mut stream, &mut greeting)?;
+        let greeting = super::imap::text(&greeting[..count]);
+        let (_, release) = greeting.split_once(" Cyrus IMAP ").with_context(|| greeting.clone())?;
+        let release = release.trim_start_matches(|c: char| !c.is_ascii_digit());
+        Ok(release.chars().take_while(|c| c.is_ascii_digit() || *c == '.').collect())
+    }
+
     pub fn imap(&self, login: &str) -> anyhow::Result<Imap> {
         Imap::login(self.socket_address(IMAP), login, PASSWORD)
     }

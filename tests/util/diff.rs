@@ -51,6 +51,15 @@ impl Rules {
         Self { exceptions: ALWAYS.to_vec(), recorded: false, hidden: is_deleted }
     }
 
+    /// A running source of this release, and a 3.6.1 replica.
+    pub fn beside(release: &str) -> Self {
+        match release.starts_with("3.6.") {
+            true => Self::live(),
+            false if has_scripts_apart(release) => Self::recorded(release).and(FROM_TWO).and(COUNTED),
+            false => Self::recorded(release).and(&[RAW_QUOTA]),
+        }
+    }
+
     /// What a recording of this release showed, and a 3.6.1 replica.
     pub fn recorded(release: &str) -> Self {
         let mut exceptions = ALWAYS.to_vec();
@@ -84,6 +93,29 @@ impl Rules {
 /// A recording's server wrote names in its own way and had mailbox ids of its own making.
 const RECORDED: &[Exception] =
     &[Exception::always(&["users", "*", "mailboxes", "*", "name"], "as the recording's server writes it")];
+
+/// What a 3.6 replica counts for a quota and a source before does not: the folder of scripts, its messages, parents it made.
+const COUNTED: &[Exception] = &[
+    Exception { at: &["users", "*", "mailboxes", "*", "quota", "*", "STORAGE"], why: "scripts", allowed: a_few_more },
+    Exception { at: &["users", "*", "mailboxes", "*", "quota", "*", "MESSAGE"], why: "scripts", allowed: a_few_more },
+    Exception {
+        at: &["users", "*", "mailboxes", "*", "quota", "*", "X-NUM-FOLDERS"],
+        why: "parents",
+        allowed: a_few_more,
+    },
+];
+
+fn a_few_more(expected: &Value, found: &Value) -> bool {
+    let more = found[0].as_u64().zip(expected[0].as_u64()).and_then(|(found, expected)| found.checked_sub(expected));
+    expected[1] == found[1] && more.is_some_and(|more| more <= 4)
+}
+
+/// Shown by releases after 3.6.
+pub const RAW_QUOTA: Exception = Exception {
+    at: &["users", "*", "mailboxes", "*", "vendor", "userrawquota"],
+    why: "the quota once more, as releases after 3.6 show it",
+    allowed: |_, found| found.is_null(),
+};
 
 /// What a 3.6 replica shows in another way than a 2.x source.
 const FROM_TWO: &[Exception] = &[
