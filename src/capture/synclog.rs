@@ -89,6 +89,12 @@ fn at(path: &Path, cause: io::Error) -> CaptureError {
     CaptureError::Path { path: path.to_owned(), cause }
 }
 
+/// Takes a log out of its writers' hands, or the one that a reader before us has left; where it is now. Whoever has dealt
+/// with all that it says removes it.
+pub fn take(log: &Path) -> io::Result<Option<PathBuf>> {
+    Ok(Taken::take(log)?.map(|taken| taken.run))
+}
+
 /// The log renamed, to be read; it stays until `done`, so that a death in between costs nothing.
 struct Taken {
     run: PathBuf,

@@ -97,8 +97,7 @@ const MEANINGLESS: &[(char, &str)] = &[
 ];
 
 /// Options that we would have to obey and do not.
-const REFUSED: &[(char, &str)] =
-    &[('p', "write [partition] into the file of --config, and use spooltap push or run"), ('1', "use -R -f FILE")];
+const REFUSED: &[(char, &str)] = &[('p', "write [partition] into the file of --config, and use spooltap push or run")];
 
 fn sync_client(words: Vec<OsString>) -> Result<ExitCode, Wrong> {
     let again = words.clone();
@@ -147,6 +146,7 @@ fn sync_client(words: Vec<OsString>) -> Result<ExitCode, Wrong> {
         return play(ours, &file, &conf, has('o'), &option);
     }
     match mode {
+        'r' | 'R' if has('1') => play_once(ours, &conf, channel.as_deref(), has('o'), &option),
         'r' | 'R' => {
             if mode == 'r' && std::env::var_os("CYRUS_ISDAEMON").is_none() {
                 return daemonise(again);
@@ -154,7 +154,14 @@ fn sync_client(words: Vec<OsString>) -> Result<ExitCode, Wrong> {
             roll(ours, &conf, value('F').or_else(|| option("sync_shutdown_file")), channel.as_deref())
         }
         'A' if rest.len() > 1 => Err((USAGE, "-A takes one prefix at most".into())),
-        'A' if !rest.is_empty() => Err((USAGE, "-A with a prefix is not supported; name the users with -u".into())),
+        'A' if !rest.is_empty() => {
+            let mut worst = ExitCode::SUCCESS;
+            for words in below(&path, rest.first().map(String::as_str).unwrap_or_default())? {
+                let done = once(ours.clone(), &words, has('o'), &option)?;
+                worst = if done == ExitCode::SUCCESS { worst } else { done };
+            }
+            Ok(worst)
+        }
         'A' => once(ours, &["push", "-A", "--compare"].map(str::to_owned), has('o'), &option),
         _ => {
             let names = rest.into_iter().map(|name| if mode == 'm' { internal(&name, &conf) } else { name });
@@ -341,6 +348,47 @@ fn finish(common: &Common) {
         empty = if open.is_ok_and(|open| open.is_empty()) { empty + 1 } else { 0 };
         std::thread::sleep(Duration::from_millis(200));
     }
+}
+
+/// Pushes of the users, and of the shared mailboxes, whose names begin so.
+fn below(conf: &Path, prefix: &str) -> Result<Vec<Vec<String>>, Wrong> {
+    use crate::model::MailStore;
+    let fail = |error: crate::model::StoreError| (1, error.to_string());
+    let store = crate::spool::open_store(conf).map_err(fail)?;
+    let begins = |name: &[u8]| name.starts_with(prefix.as_bytes());
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    let (mut users, mut shared) = (vec!["push".to_owned()], vec!["push".to_owned()]);
+    for user in store.users().map_err(fail)?.iter().filter(|user| begins(user.inbox().as_bytes())) {
+        users.extend(["-u".to_owned(), text(user.as_bytes())]);
+    }
+    let listing = store.listing().map_err(fail)?;
+    for entry in listing.entries().filter(|entry| begins(entry.name.as_bytes())) {
+        if entry.name.account(store.deleted_prefix()).is_none() {
+            shared.extend(["-m".to_owned(), text(entry.name.as_bytes())]);
+        }
+    }
+    Ok([users, shared].into_iter().filter(|words| words.len() > 1).collect())
+}
+
+/// `-1`: what has been logged by now, and no more.
+fn play_once(
+    start: Vec<String>,
+    conf: &ImapdConf,
+    channel: Option<&str>,
+    connect_once: bool,
+    option: &dyn Fn(&str) -> Option<String>,
+) -> Result<ExitCode, Wrong> {
+    let home = conf.get("configdirectory").ok_or((CONFIG, "configdirectory is not set".to_owned()))?;
+    let sync = Path::new(home).join("sync");
+    let log = channel.map_or(sync.clone(), |channel| sync.join(channel)).join("log");
+    let fail = |error: std::io::Error| (SOFTWARE, format!("{}: {error}", log.display()));
+    let Some(run) = crate::capture::synclog::take(&log).map_err(fail)? else { return Ok(ExitCode::SUCCESS) };
+    let done = play(start, &run.display().to_string(), conf, connect_once, option)?;
+    // What could not be done stays, and is taken again by the next one.
+    if done == ExitCode::SUCCESS {
+        std::fs::remove_file(&run).map_err(fail)?;
+    }
+    Ok(done)
 }
 
 /// Plays one log file; the file stays.

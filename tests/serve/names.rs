@@ -49,8 +49,10 @@ fn sync_client_takes_the_options_of_cyrus() {
     let dir = tempfile::tempdir().expect("directory");
     let client = link(dir.path(), "sync_client");
     let replica = CyrusServer::start(Options::new()).expect("starts");
-    let source = CyrusServer::start(Options::new().source().replicate_to(&replica).users(&["u1", "u2", "jane.doe"]))
-        .expect("starts");
+    let source = CyrusServer::start(
+        Options::new().source().replicate_to(&replica).set("sync_log", "yes").users(&["u1", "u2", "jane.doe"]),
+    )
+    .expect("starts");
     let conf = source.conf();
     work(&source, 1);
     for arguments in
@@ -73,6 +75,33 @@ fn sync_client_takes_the_options_of_cyrus() {
     let output = run(&client, &conf, &["-R", "-f", log.to_str().expect("a path")]);
     assert_eq!(output.status.code(), Some(0), "{}", said(&output));
     assert!(log.exists());
+    same(&source, &replica);
+    // What has been logged so far, taken as a rolling client takes it.
+    source.lmtp().expect("connects").deliver(&["u1"], b"Subject: once\r\n\r\nx\r\n").expect("delivers");
+    let log = source.base().join("conf/sync/log");
+    assert!(log.exists());
+    let output = run(&client, &conf, &["-R", "-1"]);
+    assert_eq!(output.status.code(), Some(0), "{}", said(&output));
+    assert!(!log.exists() && !log.with_file_name("log-run").exists());
+    same(&source, &replica);
+    let output = run(&client, &conf, &["-r", "-1"]);
+    assert_eq!(output.status.code(), Some(0), "{}", said(&output));
+    // Of all, those whose names begin so.
+    source.lmtp().expect("connects").deliver(&["u1", "jane.doe"], b"Subject: some\r\n\r\nx\r\n").expect("delivers");
+    let uidnext = |server: &CyrusServer, user: &str| {
+        server
+            .imap(user)
+            .expect("logs in")
+            .ok("STATUS INBOX (UIDNEXT)")
+            .map(|reply| format!("{reply:?}"))
+            .expect("asks")
+    };
+    let before = uidnext(&replica, "jane.doe");
+    let output = run(&client, &conf, &["-A", "user.u"]);
+    assert_eq!(output.status.code(), Some(0), "{}", said(&output));
+    assert_eq!(uidnext(&replica, "jane.doe"), before);
+    let output = run(&client, &conf, &["-A", "user."]);
+    assert_eq!(output.status.code(), Some(0), "{}", said(&output));
     same(&source, &replica);
     // What cannot be.
     let address = format!("{}", replica.csync());
