@@ -1,5 +1,7 @@
 //! The live spool against what IMAP showed, at every mark of recordings of real servers.
 
+#[path = "spool/followed.rs"]
+mod followed;
 #[path = "spool/half.rs"]
 mod half;
 #[path = "spool/large.rs"]

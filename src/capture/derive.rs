@@ -9,7 +9,7 @@ use std::collections::BTreeSet;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path, PathBuf};
 
-/// Where the files of one store are; plain data.
+/// Where the files of one store are; plain data. Paths are written plainly: no `//`, no `.`, no `/` at the end.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Roots {
     /// `partition-NAME` and `archivepartition-NAME`.
@@ -40,15 +40,16 @@ pub enum Reach {
 
 impl From<&Layout> for Roots {
     fn from(layout: &Layout) -> Self {
+        let plain = |path: &PathBuf| path.components().collect::<PathBuf>();
         Self {
-            spool: layout.partitions.values().chain(layout.archive_partitions.values()).cloned().collect(),
-            meta: layout.meta_roots(),
-            conf: layout.configdirectory.clone(),
-            sieve: (!layout.sieve_in_homes).then(|| layout.sievedir.clone()),
+            spool: layout.partitions.values().chain(layout.archive_partitions.values()).map(plain).collect(),
+            meta: layout.meta_roots().iter().map(plain).collect(),
+            conf: plain(&layout.configdirectory),
+            sieve: (!layout.sieve_in_homes).then(|| plain(&layout.sievedir)),
             hashimapspool: layout.hashing.spool,
-            mailboxes_db: Some(layout.mailboxes_db.clone()),
-            annotations_db: Some(layout.annotations_db.clone()),
-            quotas_db: layout.quotas_db.clone(),
+            mailboxes_db: Some(plain(&layout.mailboxes_db)),
+            annotations_db: Some(plain(&layout.annotations_db)),
+            quotas_db: layout.quotas_db.as_ref().map(plain),
         }
     }
 }
@@ -87,8 +88,8 @@ impl Roots {
 
     fn database(&self, path: &Path) -> Option<DirtyKey> {
         let is = |set: &Option<PathBuf>, name: &str| match set {
-            Some(set) => set == path,
-            None => path.strip_prefix(&self.conf).is_ok_and(|rest| rest == Path::new(name)),
+            Some(set) => set.as_os_str() == path.as_os_str(),
+            None => below(path, &self.conf).is_some_and(|rest| rest == name.as_bytes()),
         };
         if is(&self.mailboxes_db, "mailboxes.db") {
             return Some(DirtyKey::MailboxList);
@@ -105,17 +106,18 @@ impl Roots {
         let roots = roots.chain(self.sieve.iter().map(|root| (Tree::Sieve, root)));
         let roots = roots.chain([(Tree::Conf, &self.conf)]);
         let (tree, rest) = roots
-            .filter_map(|(tree, root)| path.strip_prefix(root).ok().map(|rest| (tree, rest)))
-            .min_by_key(|(_, rest)| rest.as_os_str().len())?;
-        let parts = rest.components().filter_map(|part| match part {
-            Component::Normal(part) => Some(part.as_bytes()),
-            _ => None,
-        });
-        Some((tree, parts.collect()))
+            .filter_map(|(tree, root)| below(path, root).map(|rest| (tree, rest)))
+            .min_by_key(|(_, rest)| rest.len())?;
+        let mut parts = Vec::with_capacity(8);
+        parts.extend(rest.split(|&byte| byte == b'/').filter(|part| !part.is_empty()));
+        Some((tree, parts))
     }
 
     /// What may differ now that `path` was touched; `None` for noise.
     pub fn derive(&self, path: &Path, is_dir: bool) -> Option<DirtyKey> {
+        if !is_plain(path) {
+            return self.derive(&plainly(path), is_dir);
+        }
         if !is_dir && let Some(key) = self.database(path) {
             return Some(key);
         }
@@ -161,11 +163,44 @@ impl Roots {
 
     /// A directory whose content never matters: staging areas at the top of a partition.
     pub fn is_noise_dir(&self, path: &Path) -> bool {
+        if !is_plain(path) {
+            return self.is_noise_dir(&plainly(path));
+        }
         match self.locate(path) {
             Some((Tree::Mailboxes, parts)) => matches!(parts.first(), Some(&(b"stage." | b"sync."))),
             _ => false,
         }
     }
+}
+
+/// What follows `root` in a path; both are plain. Comparing bytes is several times quicker than comparing components, and
+/// this is asked of every event for every root.
+fn below<'p>(path: &'p Path, root: &Path) -> Option<&'p [u8]> {
+    let root = root.as_os_str().as_bytes();
+    let rest = path.as_os_str().as_bytes().strip_prefix(root)?;
+    match rest.first() {
+        None => Some(rest),
+        Some(b'/') => rest.get(1..),
+        // The root of everything ends in the separator itself.
+        Some(_) => (root == b"/").then_some(rest),
+    }
+}
+
+/// Written as `Roots` are.
+fn is_plain(path: &Path) -> bool {
+    let bytes = path.as_os_str().as_bytes();
+    let (mut before, mut first) = (0u8, 0u8);
+    for &byte in bytes {
+        if byte == b'/' && (before == b'/' || (before == b'.' && first == b'/')) {
+            return false;
+        }
+        (first, before) = (before, byte);
+    }
+    !(before == b'/' && bytes.len() > 1 || before == b'.' && first == b'/')
+}
+
+fn plainly(path: &Path) -> PathBuf {
+    path.components().filter(|part| *part != Component::CurDir).collect()
 }
 
 /// Written beside its target and renamed over it; the rename names the target.
@@ -223,12 +258,19 @@ fn mailbox(dirs: &[&[u8]], file: Option<&[u8]>, hashed: bool) -> Option<MailboxR
     if names.is_empty() || (names == [b"user"] && file.is_none()) {
         return None;
     }
-    let mut name = Vec::new();
+    let len = domain.map_or(0, |domain| domain.len() + 1) + names.iter().map(|name| name.len() + 1).sum::<usize>() - 1;
+    // As long as it will be: the name keeps this allocation.
+    let mut name = Vec::with_capacity(len);
     if let Some(domain) = domain {
         name.extend_from_slice(domain);
         name.push(b'!');
     }
-    name.extend_from_slice(&names.join(&b'.'));
+    for (at, part) in names.iter().enumerate() {
+        if at > 0 {
+            name.push(b'.');
+        }
+        name.extend_from_slice(part);
+    }
     Some(MailboxRef::Name(MboxName::from(name)))
 }
 
@@ -326,6 +368,25 @@ mod tests {
 
     fn check_hashed(case: &str, expected: &str) {
         check_with(&roots(true), case, expected);
+    }
+
+    #[test]
+    fn a_path_means_the_same_however_it_is_written() {
+        for path in
+            ["/spool/user/jane/12.", "/fast/spool2/a.b/c/cyrus.index", "/conf/mailboxes.db", "/conf/user/j/j.sub"]
+        {
+            let expected = roots(false).derive(Path::new(path), false);
+            assert!(expected.is_some() && is_plain(Path::new(path)), "{path}");
+            for odd in
+                [format!("/{path}"), path.replacen('/', "/./", 1), format!("{path}/"), path.replacen("/", "//", 3)]
+            {
+                assert!(!is_plain(Path::new(&odd)), "{odd}");
+                assert_eq!(roots(false).derive(Path::new(&odd), false), expected, "{odd}");
+            }
+        }
+        assert_eq!(below(Path::new("/spoolish/x"), Path::new("/spool")), None);
+        assert_eq!(below(Path::new("/x/y"), Path::new("/")), Some(&b"x/y"[..]));
+        assert_eq!(below(Path::new("/spool"), Path::new("/spool")), Some(&b""[..]));
     }
 
     #[test]

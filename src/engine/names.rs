@@ -2,7 +2,7 @@
 //! the look-ups that a job needs. Identity is the uniqueid, never the name.
 
 use super::queue::Lane;
-use crate::model::{Listing, MailboxEntry, MboxName, Uid, UniqueId, UserId};
+use crate::model::{Listing, MailboxEntry, MboxName, QuotaRoot, Uid, UniqueId, UserId};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
@@ -108,17 +108,34 @@ impl ReplicaNames {
 
 /// The entries of a lane, by name, and so parents first.
 pub fn entries_in<'a>(listing: &'a Listing, lane: &Lane, prefix: &[u8]) -> Vec<&'a Arc<MailboxEntry>> {
-    // Where their names can begin; looked at one by one, because other names begin so as well.
+    let found = starts(lane, prefix).into_iter().flat_map(|start| listing.beginning_with(start));
+    let mine: BTreeMap<&MboxName, &Arc<MailboxEntry>> =
+        found.filter(|entry| Lane::of(&entry.name, prefix) == *lane).map(|entry| (&entry.name, entry)).collect();
+    mine.into_values().collect()
+}
+
+/// The quota roots of a lane, of such a sorted list.
+pub fn roots_in(roots: &[QuotaRoot], lane: &Lane, prefix: &[u8]) -> BTreeSet<QuotaRoot> {
+    let is_mine = |root: &&QuotaRoot| super::quota_lane(root, prefix) == *lane;
+    if *lane == Lane::Server {
+        return roots.iter().filter(is_mine).cloned().collect();
+    }
+    let begin = |start: MboxName| {
+        let at = roots.partition_point(|root| root.as_bytes() < start.as_bytes());
+        let rest = roots.get(at..).unwrap_or_default().iter();
+        rest.take_while(move |root| root.as_bytes().starts_with(start.as_bytes()))
+    };
+    starts(lane, prefix).into_iter().flat_map(begin).filter(is_mine).cloned().collect()
+}
+
+/// How names of a lane can begin; others begin so as well. Nothing of the server's lane has a name of this kind.
+pub fn starts(lane: &Lane, prefix: &[u8]) -> BTreeSet<MboxName> {
     let tops: Vec<MboxName> = match lane {
         Lane::User(user) => inboxes(user),
         Lane::Shared(top) => vec![top.clone()],
         Lane::Server => Vec::new(),
     };
-    let starts: BTreeSet<MboxName> = tops.iter().flat_map(|top| [top.clone(), top.with_deleted(prefix)]).collect();
-    let found = starts.into_iter().flat_map(|start| listing.beginning_with(start));
-    let mine: BTreeMap<&MboxName, &Arc<MailboxEntry>> =
-        found.filter(|entry| Lane::of(&entry.name, prefix) == *lane).map(|entry| (&entry.name, entry)).collect();
-    mine.into_values().collect()
+    tops.iter().flat_map(|top| [top.clone(), top.with_deleted(prefix)]).collect()
 }
 
 /// Every name an INBOX of this user can have: `jane@example.com` may be a user of a domain, and one without.
@@ -178,6 +195,11 @@ mod tests {
         for lane in &lanes {
             let all = listing.entries().filter(|entry| Lane::of(&entry.name, b"DELETED") == *lane);
             assert!(entries_in(&listing, lane, b"DELETED").into_iter().eq(all), "{lane}");
+            let roots: Vec<QuotaRoot> =
+                names.into_iter().chain(["d!"]).collect::<BTreeSet<_>>().into_iter().map(QuotaRoot::from).collect();
+            let all: BTreeSet<QuotaRoot> =
+                roots.iter().filter(|root| super::super::quota_lane(root, b"DELETED") == *lane).cloned().collect();
+            assert_eq!(roots_in(&roots, lane, b"DELETED"), all, "{lane}");
         }
     }
 }

@@ -2,12 +2,12 @@
 //! ends in a receipt or in a reason.
 
 use super::lags::Passed;
-use super::names::entries_in;
+use super::names::{entries_in, roots_in, starts};
 use super::queue::{Item, Job, Lane, Outcome};
 use super::{Event, Shared, account};
 use crate::model::{
-    Body, BodyRef, BodySource, Capabilities, Disposition, Listing, MailStore, MailboxView, MboxName, ModSeq, QuotaRoot,
-    Replica, ReplicaError, Step, StoreError, UniqueId, UserId, UserMeta, UserPart,
+    Body, BodyRef, BodySource, Capabilities, Disposition, Listing, MailStore, MailboxView, MboxName, ModSeq, Replica,
+    ReplicaError, Step, StoreError, UniqueId, UserId, UserMeta, UserPart,
 };
 use crate::state::{MailboxReceipt, UserReceipt};
 use std::collections::{BTreeSet, HashMap, HashSet};
@@ -218,9 +218,9 @@ impl<'a> Pusher<'a> {
         let names = self.shared.names();
         out.extend(names.in_lane(lane).iter().filter_map(|name| names.id(name).cloned()).map(Item::Mailbox));
         drop(names);
-        let in_lane = |root: &QuotaRoot| super::route::quota_lane(root, prefix) == *lane;
-        out.extend(self.store().quotas()?.into_keys().filter(in_lane).map(Item::Quota));
-        out.extend(self.shared.state.quotas().into_keys().filter(in_lane).map(Item::Quota));
+        let mut roots = roots_in(&self.store().quota_roots()?, lane, prefix);
+        roots.extend(roots_in(&self.shared.state.quota_roots(&starts(lane, prefix)), lane, prefix));
+        out.extend(roots.into_iter().map(Item::Quota));
         match lane {
             Lane::User(_) => out.extend([UserPart::Subs, UserPart::Seen, UserPart::Sieve].map(Item::Meta)),
             Lane::Server => out.push(Item::ServerAnnotations),

@@ -323,8 +323,12 @@ impl Verifier<'_> {
         theirs: &BTreeMap<crate::model::QuotaRoot, crate::model::QuotaLimits>,
     ) -> Result<(), VerifyError> {
         let prefix = self.store.deleted_prefix();
-        let mut mine = self.store.quotas()?;
-        mine.retain(|root, _| super::quota_lane(root, prefix) == *lane);
+        let mut mine = BTreeMap::new();
+        for root in super::names::roots_in(&self.store.quota_roots()?, lane, prefix) {
+            if let Some(limits) = self.store.quota(&root)? {
+                mine.insert(root, limits);
+            }
+        }
         for (root, limits) in &mut mine {
             let lost = loss::of_quota(limits, self.caps).map(|lost| (format!("quota root {root}"), lost));
             self.report.not_held.extend(lost);

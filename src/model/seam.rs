@@ -205,6 +205,11 @@ pub trait MailStore: Send + Sync {
     /// All quota roots with their limits.
     fn quotas(&self) -> Result<BTreeMap<QuotaRoot, QuotaLimits>, StoreError>;
 
+    /// The names of all quota roots, sorted, and perhaps some that are none. Asked once for each user when all are compared.
+    fn quota_roots(&self) -> Result<Arc<[QuotaRoot]>, StoreError> {
+        Ok(self.quotas()?.into_keys().collect())
+    }
+
     /// One quota root; `None` when it does not exist.
     fn quota(&self, root: &QuotaRoot) -> Result<Option<QuotaLimits>, StoreError>;
 

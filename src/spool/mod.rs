@@ -7,6 +7,7 @@ pub mod layout;
 mod list;
 pub mod lock;
 mod mailbox;
+mod quota_roots;
 pub mod read;
 mod store;
 mod users;

@@ -5,6 +5,7 @@ use super::history::{History, LAST_WITHOUT};
 use super::layout::Layout;
 use super::list::Names;
 use super::mailbox::{self, SpoolBodies};
+use super::quota_roots::QuotaRoots;
 use super::read::{self, Followed};
 use super::{format_error, users};
 use crate::cyrus::annotations::{self, Userids};
@@ -33,6 +34,7 @@ pub struct LiveSpool {
     list: Mutex<List>,
     annotations: Mutex<Annotations>,
     history: History,
+    quota_roots: QuotaRoots,
 }
 
 #[derive(Default)]
@@ -112,6 +114,7 @@ pub fn open_store(conf_path: &Path) -> Result<LiveSpool, StoreError> {
         list: Mutex::default(),
         annotations: Mutex::default(),
         history: History::default(),
+        quota_roots: QuotaRoots::default(),
     })
 }
 
@@ -430,6 +433,10 @@ impl MailStore for LiveSpool {
 
     fn quotas(&self) -> Result<BTreeMap<QuotaRoot, QuotaLimits>, StoreError> {
         users::quotas(&self.layout)
+    }
+
+    fn quota_roots(&self) -> Result<Arc<[QuotaRoot]>, StoreError> {
+        self.quota_roots.all(&self.layout)
     }
 
     fn quota(&self, root: &QuotaRoot) -> Result<Option<QuotaLimits>, StoreError> {

@@ -202,7 +202,7 @@ fn quota_dir(dir: &Path, domain: Option<&[u8]>, out: &mut BTreeMap<QuotaRoot, Qu
     Ok(())
 }
 
-fn subdirs(dir: &Path) -> Result<Vec<PathBuf>, StoreError> {
+pub(super) fn subdirs(dir: &Path) -> Result<Vec<PathBuf>, StoreError> {
     let entries = match std::fs::read_dir(dir) {
         Ok(entries) => entries,
         Err(error) if is_absent(&error) => return Ok(Vec::new()),

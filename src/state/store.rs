@@ -7,7 +7,7 @@ use crate::model::{Annotation, MboxName, Memory, Pulse, QuotaLimits, QuotaRoot, 
 use redb::{Database, DatabaseError, ReadTransaction, ReadableDatabase, ReadableTable, TableDefinition};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock};
 use std::thread::JoinHandle;
@@ -670,6 +670,19 @@ impl ReplicaState {
             out.insert(QuotaRoot::new(root), limits);
         });
         out
+    }
+
+    /// The quota roots whose names begin in one of these ways; all where none is given. Sorted.
+    pub fn quota_roots(&self, starts: &BTreeSet<MboxName>) -> Vec<QuotaRoot> {
+        let prefix = self.prefix(Kind::Quota);
+        let mut out = BTreeSet::new();
+        let whole = BTreeSet::from([MboxName::default()]);
+        for start in if starts.is_empty() { &whole } else { starts } {
+            self.inner.each(&[prefix.as_slice(), start.as_bytes()].concat(), &mut |key, _| {
+                out.extend(key.strip_prefix(prefix.as_slice()).map(QuotaRoot::new));
+            });
+        }
+        out.into_iter().collect()
     }
 
     pub fn put_quota(&self, root: &QuotaRoot, limits: &QuotaLimits) {
