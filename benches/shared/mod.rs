@@ -53,7 +53,7 @@ pub fn report(our_name: &str, their_name: &str, rounds: &[(Duration, Duration)])
     let mut ratios: Vec<f64> = rounds.iter().map(|(our, their)| ms(*their) / ms(*our)).collect();
     ratios.sort_by(f64::total_cmp);
     println!(
-        "  {our_name} {:.0} ms, {their_name} {:.0} ms, ratio {:.2} ({:.2} to {:.2} in {} rounds)",
+        "  {our_name} {:.2} ms, {their_name} {:.0} ms, ratio {:.2} ({:.2} to {:.2} in {} rounds)",
         ms(at(&sorted(|round| round.0), 50)),
         ms(at(&sorted(|round| round.1), 50)),
         ratios[ratios.len() / 2],
