@@ -137,7 +137,7 @@ impl Work<'_> {
         };
         begun.write(&self.setup.config.state)?;
         if let Some(url) = &self.args.source_sync {
-            self.into_source(url, &found, &mut *session)?;
+            self.bring_source(url, &found, &mut *session)?;
         }
         let mut left = Vec::new();
         let mut failed = Vec::new();
@@ -167,7 +167,7 @@ impl Work<'_> {
     }
 
     /// What only the other side has goes into the source, by the source's own server.
-    fn into_source(&self, url: &str, found: &Sides, from: &mut dyn Replica) -> Result<(), Failure> {
+    fn bring_source(&self, url: &str, found: &Sides, from: &mut dyn Replica) -> Result<(), Failure> {
         let config = config_of(self.common, url)?;
         let target = crate::replica::open(&config, self.store().sieve_in_mailboxes()).map_err(replica_failure)?;
         let mut to = target.open().map_err(replica_failure)?;

@@ -73,7 +73,7 @@ impl Ground {
             warn!(seconds, "the clock was set; lags and delays go on by another one");
         }
         let stat = nix::sys::statvfs::statvfs(state).ok();
-        self.free_bytes = stat.map(|stat| stat.blocks_available() as u64 * stat.fragment_size() as u64);
+        self.free_bytes = stat.map(|stat| stat.blocks_available() * stat.fragment_size());
         let short = self.free_bytes.is_some_and(|free| free < LITTLE_ROOM);
         if short && !self.short {
             warn!(path = %state.display(), free_bytes = self.free_bytes, "little room is left for the state");
