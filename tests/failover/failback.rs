@@ -270,7 +270,8 @@ fn merged_on_the_old_source_alone_and_killed_at_random_moments() {
     let inbox: Vec<(&u64, &String)> =
         there.iter().filter(|((name, _), _)| name == "user.u1").map(|((_, uid), hash)| (uid, hash)).collect();
     let uids: Vec<u64> = inbox.iter().map(|(uid, _)| **uid).collect();
-    assert_eq!(uids, [1, 3, 4, 5, 6, 8, 9]);
+    // Which ones depends on how far it had come when it was killed: what is done again gives out new ones again.
+    assert!(uids.len() == 7 && uids.starts_with(&[1, 3, 4, 5, 6]) && uids[5] > 7, "{uids:?}");
     assert_eq!(inbox.iter().map(|(_, hash)| hash.as_str()).collect::<BTreeSet<_>>().len(), 7);
     assert!(!there.keys().any(|(name, _)| name.starts_with("user.u1.replica-only")), "{there:#?}");
     let marked = flags(&now, "1").to_string();
