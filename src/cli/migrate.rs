@@ -77,6 +77,7 @@ fn lacks(caps: &Capabilities) -> Vec<&'static str> {
         (caps.message_annotations, "annotations of messages"),
         (caps.keeps_savedate, "dates of saving"),
         (caps.quota_resources, "limits of other things than storage"),
+        (caps.server_annotations, "annotations of the server"),
     ];
     able.iter().filter(|(able, _)| !able).map(|(_, what)| *what).collect()
 }

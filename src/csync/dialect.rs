@@ -62,6 +62,8 @@ pub struct Dialect {
     pub carets: bool,
     /// GET USER lists deleted mailboxes even where it deletes at once, and what there is of a user without an INBOX.
     pub lists_all: bool,
+    /// ANNOTATION may be of the server itself; 2.5 opens a mailbox of that name, which there is not.
+    pub server_annotations: bool,
     /// Sieve scripts live in a mailbox below INBOX, whatever the commands are that bring them.
     pub sieve_in_mailbox: bool,
 }
@@ -85,6 +87,7 @@ const fn row(generation: Generation) -> Dialect {
         compiles_sieve: true,
         carets: false,
         lists_all: true,
+        server_annotations: true,
         sieve_in_mailbox: true,
     }
 }
@@ -127,7 +130,7 @@ const ROWS: [Dialect; 10] = [
         mbtypes: "",
         ..two(Generation::V24)
     },
-    two(Generation::V25),
+    Dialect { server_annotations: false, ..two(Generation::V25) },
     Dialect { mbtypes: "acbn", ..oldest(Generation::V30) },
     old(Generation::V32),
     // 3.4.8 and later read no longer value.
@@ -167,6 +170,7 @@ impl Dialect {
             quota_resources: self.generation >= Generation::V25,
             keeps_options: self.generation >= Generation::V25,
             lists_all: self.lists_all,
+            server_annotations: self.server_annotations,
         }
     }
 }
@@ -240,6 +244,7 @@ mod tests {
             assert_eq!([row.carets, !row.compiles_sieve, !row.lists_all], [two; 3], "{version}");
             let new = generation >= Generation::V32;
             assert_eq!([row.since, row.savedate, row.intermediates, row.uniqueids], [new; 4], "{version}");
+            assert_eq!(row.server_annotations, generation != Generation::V25, "{version}");
             assert!(!row.mbtypes.contains(['r', 'm', 'z', 'd']), "{version}");
         }
     }

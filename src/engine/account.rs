@@ -29,6 +29,9 @@ pub(super) fn view_user(
     Ok(view)
 }
 
+/// What server annotations are called where they are refused.
+pub(super) const SERVER: &str = "the server";
+
 impl Pusher<'_> {
     pub(super) fn quota(&mut self, root: &QuotaRoot, seen_at: Instant) -> Result<(), JobError> {
         let mine = self.store().quota(root)?;
@@ -140,6 +143,10 @@ impl Pusher<'_> {
 
     pub(super) fn server_annotations(&mut self, seen_at: Instant) -> Result<(), JobError> {
         let mine = self.store().server_annotations()?;
+        self.shared.loses(&SERVER, loss::of_server(&mine, &self.caps))?;
+        if !self.caps.server_annotations {
+            return Ok(());
+        }
         let theirs = match self.shared.state.server_annotations() {
             Some(annotations) => annotations,
             None => self.session.view_server_annotations()?,

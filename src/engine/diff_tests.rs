@@ -11,6 +11,7 @@ const CAPS: Capabilities = Capabilities {
     keeps_savedate: true,
     message_annotations: true,
     quota_resources: true,
+    server_annotations: true,
     keeps_options: true,
     lists_all: true,
 };

@@ -15,6 +15,7 @@ pub(super) const CAPS: Capabilities = Capabilities {
     keeps_savedate: true,
     message_annotations: true,
     quota_resources: true,
+    server_annotations: true,
     keeps_options: true,
     lists_all: true,
 };
@@ -24,6 +25,7 @@ pub(super) struct Content {
     pub mailboxes: BTreeMap<UniqueId, MailboxSnapshot>,
     pub metas: BTreeMap<UserId, UserMeta>,
     pub quotas: BTreeMap<QuotaRoot, QuotaLimits>,
+    pub server_annotations: Vec<Annotation>,
     /// Messages without a file.
     pub lost: BTreeMap<UniqueId, BTreeSet<Uid>>,
     listing: Option<Arc<Listing>>,
@@ -165,7 +167,7 @@ impl MailStore for FakeStore {
     }
 
     fn server_annotations(&self) -> Result<Vec<Annotation>, StoreError> {
-        Ok(Vec::new())
+        Ok(self.0.lock().expect("lock").server_annotations.clone())
     }
 
     fn annotated_mailboxes(&self) -> Result<BTreeMap<UniqueId, Vec<Annotation>>, StoreError> {
@@ -236,6 +238,7 @@ impl ReplicaTarget for FakeTarget {
             message_annotations: new,
             keeps_savedate: new,
             quota_resources: new,
+            server_annotations: new,
             keeps_options: new,
             lists_all: new,
             ..CAPS

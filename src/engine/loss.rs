@@ -1,7 +1,7 @@
 //! What a replica that is older than its source cannot hold. It is said before anything is sent, and goes on only when
 //! that was allowed. Pure.
 
-use crate::model::{Capabilities, MailboxSnapshot, QuotaLimits, QuotaResource, Record};
+use crate::model::{Annotation, Capabilities, MailboxSnapshot, QuotaLimits, QuotaResource, Record};
 
 /// What of a mailbox would be lost, in words; `None` when nothing is.
 pub fn of_mailbox(snapshot: &MailboxSnapshot, caps: &Capabilities) -> Option<String> {
@@ -19,6 +19,12 @@ pub fn of_mailbox(snapshot: &MailboxSnapshot, caps: &Capabilities) -> Option<Str
         lost.push("date of pop3showafter".to_owned());
     }
     (!lost.is_empty()).then(|| lost.join(" and "))
+}
+
+/// What of the server's own annotations would be lost.
+pub fn of_server(annotations: &[Annotation], caps: &Capabilities) -> Option<String> {
+    (!caps.server_annotations && !annotations.is_empty())
+        .then(|| format!("{} annotations of the server", annotations.len()))
 }
 
 /// What of a quota root would be lost.

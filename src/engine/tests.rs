@@ -685,7 +685,9 @@ fn what_an_older_replica_cannot_hold_is_refused_until_it_is_allowed() {
         records[1].savedate = 1_600_000_000;
         let limits = [(QuotaResource::Storage, 10), (QuotaResource::Message, 20)].into();
         content.quotas.insert(QuotaRoot::new(b"user.u1"), QuotaLimits { limits, modseq: 0 });
+        content.server_annotations = vec![Annotation { entry: b"/motd".to_vec(), value: b"x".to_vec(), ..note() }];
     });
+    rig.notice(DirtyKey::Annotations);
     rig.sync();
     let mut failed: Vec<String> =
         rig.engine().stats()[0].queue.failed.iter().map(|failure| failure.reason.clone()).collect();
@@ -694,6 +696,8 @@ fn what_an_older_replica_cannot_hold_is_refused_until_it_is_allowed() {
         failed,
         [
             "quota root user.u1: the replica is too old for the limits of Message; nothing of it is sent; take a newer \
+             replica, or --allow-loss",
+            "the server: the replica is too old for the 1 annotations of the server; nothing of it is sent; take a newer \
              replica, or --allow-loss",
             "user.u2: the replica is too old for the annotations of 1 messages and dates of saving of 1 messages; nothing \
              of it is sent; take a newer replica, or --allow-loss",

@@ -387,7 +387,13 @@ impl Verifier<'_> {
     }
 
     fn server(&mut self, lane: &Lane) -> Result<(), VerifyError> {
-        let (mine, theirs) = (self.store.server_annotations()?, self.session.view_server_annotations()?);
+        let mine = self.store.server_annotations()?;
+        if !self.caps.server_annotations {
+            let lost = loss::of_server(&mine, self.caps);
+            self.report.not_held.extend(lost.map(|lost| (account::SERVER.to_owned(), lost)));
+            return Ok(());
+        }
+        let theirs = self.session.view_server_annotations()?;
         for step in diff::diff_server_annotations(&mine, &theirs) {
             use crate::model::Step;
             match step {

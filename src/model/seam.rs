@@ -348,6 +348,8 @@ pub struct Capabilities {
     pub message_annotations: bool,
     /// Can limit other things than storage.
     pub quota_resources: bool,
+    /// Can be told annotations of the server itself.
+    pub server_annotations: bool,
     /// Takes changed options of a mailbox, not only those it was made with, and the date of POP3_SHOW_AFTER.
     pub keeps_options: bool,
     /// The view of a user has all his mailboxes in it. Else the deleted ones may be missing, and all of them without an INBOX.

@@ -118,6 +118,7 @@ impl ReplicaTarget for CyrusDirTarget {
             keeps_savedate: true,
             message_annotations: true,
             quota_resources: true,
+            server_annotations: true,
             keeps_options: true,
             lists_all: true,
         }
