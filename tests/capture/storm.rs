@@ -248,8 +248,9 @@ fn no_storm_hides_a_change() {
     if std::env::var_os(INNER).is_some() {
         return storm();
     }
+    // The program itself may lie below /tmp, which it is not to see.
     let script = format!(
-        "mount -t tmpfs none /tmp && export TMPDIR=/tmp && echo {WATCHES} > /proc/sys/user/max_inotify_watches && exec \"$0\" --exact capture::storm::no_storm_hides_a_change --nocapture"
+        "exec 9<\"$0\" && mount -t tmpfs none /tmp && export TMPDIR=/tmp && echo {WATCHES} > /proc/sys/user/max_inotify_watches && exec /proc/self/fd/9 --exact capture::storm::no_storm_hides_a_change --nocapture"
     );
     in_own_user_namespace(&script, INNER);
 }
