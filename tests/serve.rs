@@ -82,10 +82,6 @@ impl Served {
         Self::of_at(kind, dir, free_port(), arguments)
     }
 
-    pub(crate) fn start_at(dir: &Path, address: SocketAddr, arguments: &[&str]) -> Self {
-        Self::of_at(Kind::Archive, dir, address, arguments)
-    }
-
     fn of_at(kind: Kind, dir: &Path, address: SocketAddr, arguments: &[&str]) -> Self {
         let passwords = dir.join("passwords");
         std::fs::write(&passwords, format!("{REPLICATOR}:{PASSWORD}\nuser:{PASSWORD}\n")).expect("passwords");

@@ -1,10 +1,12 @@
 //! `serve` on a disk that becomes full: clients are told, nothing acknowledged is lost, and it goes on when there is room.
 
 use super::super::archive::Source;
+use super::super::cyrus_dir::Place;
 use super::super::util::full::{fill, seen_by, small_disk};
+use super::super::util::imap::quote;
 use super::super::util::process::Group;
-use super::super::util::{cyrus, eventually};
-use super::{free_port, target};
+use super::super::util::{Options, cyrus, eventually};
+use super::{Kind, free_port, target};
 use sha1::{Digest, Sha1};
 use spooltap::model::{MailboxView, MboxName, MessageGuid, Replica, ReplicaError};
 use std::io::Read;
@@ -28,18 +30,19 @@ fn shows(session: &mut dyn Replica, acked: &Source) {
     }
 }
 
-fn waited_out(scheme: &str) {
-    let dir = tempfile::tempdir().expect("directory");
-    let small = dir.path().join("small");
+/// The store is left where it was, on the ordinary disk; false where this machine cannot do it.
+fn waited_out(kind: Kind, dir: &Path) -> bool {
+    let small = dir.join("store");
     std::fs::create_dir(&small).expect("directory");
-    let Some(mut command) = small_disk(&small, 4 << 10) else { return };
-    let passwords = dir.path().join("passwords");
+    let Some(mut command) = small_disk(&small, 4 << 10) else { return false };
+    let passwords = dir.join("passwords");
     std::fs::write(&passwords, format!("{}:{}\n", cyrus::REPLICATOR, cyrus::PASSWORD)).expect("passwords");
     std::fs::set_permissions(&passwords, PermissionsExt::from_mode(0o600)).expect("mode");
-    let log = dir.path().join("serve.log");
+    let log = dir.join("serve.log");
     let address = free_port();
-    command.arg(env!("CARGO_BIN_EXE_spooltap")).args(["serve", "--archive"]);
-    command.arg(format!("{scheme}://{}", small.join("store").display())).arg("--stage").arg(&small);
+    command.arg(env!("CARGO_BIN_EXE_spooltap")).args(["serve", "--store"]);
+    let scheme = if kind == Kind::Archive { "file" } else { "cyrus" };
+    command.arg(format!("{scheme}://{}", small.display())).arg("--stage").arg(&small);
     command.args(["--listen", &address.to_string()]).arg("--passwords").arg(&passwords);
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(std::fs::File::create(&log).expect("log"));
     let mut group = Group::spawn(&mut command).expect("starts");
@@ -66,7 +69,7 @@ fn waited_out(scheme: &str) {
                 Err(error) => Some(error),
             }
         });
-        let refused = refused.unwrap_or_else(|| panic!("{scheme} {round}: the disk was not full"));
+        let refused = refused.unwrap_or_else(|| panic!("{kind:?} {round}: the disk was not full"));
         if matches!(refused, ReplicaError::Lost { .. }) {
             session = replica.open().expect("opens");
         }
@@ -85,15 +88,40 @@ fn waited_out(scheme: &str) {
             session.apply(&source.step(Some(since)), &source.bodies).ok()
         });
         let said = || std::fs::read_to_string(&log).expect("log");
-        assert!(done.is_some(), "{scheme} {round}: it does not go on, {refused}: {}", said());
+        assert!(done.is_some(), "{kind:?} {round}: it does not go on, {refused}: {}", said());
         acked = source.clone();
         shows(&mut *session, &acked);
         assert!(!said().contains("panicked"), "{}", said());
     }
     session.close();
+    let copied = std::process::Command::new("cp").arg("-a").arg(inside(&small).join(".")).arg(&small).status();
+    assert!(copied.expect("runs").success());
+    true
 }
 
 #[test]
 fn an_archive_on_a_full_disk_goes_on_when_there_is_room() {
-    waited_out("file");
+    let dir = tempfile::tempdir().expect("directory");
+    waited_out(Kind::Archive, dir.path());
+}
+
+/// And a real server finds nothing to mend in it.
+#[test]
+fn a_cyrus_directory_on_a_full_disk_goes_on_when_there_is_room() {
+    if !cyrus::installed() {
+        return;
+    }
+    let mut place = Place::new(Options::new()).expect("is set up");
+    let base = place.server.base().to_owned();
+    if !waited_out(Kind::Cyrus, &base) {
+        return;
+    }
+    place.boot().expect("starts");
+    let found = place.mendable().expect("is checked");
+    assert_eq!(found, Vec::<String>::new());
+    let mut imap = place.server.imap("u1").expect("logs in");
+    let rows = imap.ok("LIST \"\" *").expect("lists").all("LIST");
+    let names = rows.iter().map(|row| quote(&row.last().expect("a name").text()));
+    let counts: Vec<_> = names.map(|name| imap.ok(format!("SELECT {name}")).expect("selects").exists()).collect();
+    assert!(counts.iter().any(|count| *count > 4), "{counts:?}");
 }

@@ -7,7 +7,7 @@ use super::super::util::{CyrusServer, Rng, cyrus, eventually};
 use super::clients::served_source;
 use super::grammar::{Mutants, Recorded};
 use super::talk::{Talk, plain};
-use super::{Served, open};
+use super::{Kind, Served, open};
 use spooltap::model::{MailboxView, MboxName, Replica};
 use std::collections::BTreeSet;
 use std::net::TcpStream;
@@ -329,13 +329,22 @@ fn memory(served: &Served, what: &str) -> u64 {
 
 #[test]
 fn malformed_requests_do_no_harm() {
+    attacked(Kind::Archive, LINES);
+}
+
+#[test]
+fn malformed_requests_do_no_harm_to_a_cyrus_directory() {
+    attacked(Kind::Cyrus, LINES / 2);
+}
+
+fn attacked(kind: Kind, lines: u32) {
     let dir = tempfile::tempdir().expect("directory");
     let place = dir.path().join("a/b/c");
     std::fs::create_dir_all(&place).expect("directory");
-    let served = Served::start(&place, &["--max-request", "4", "--max-memory", "64"]);
+    let served = Served::of(kind, &place, &["--max-request", "4", "--max-memory", "64"]);
     let mut session = open(&served);
     let mut good = Good::make(&mut *session);
-    let lines = std::env::var("SPOOLTAP_FUZZ_LINES").ok().and_then(|text| text.parse().ok()).unwrap_or(LINES);
+    let lines = std::env::var("SPOOLTAP_FUZZ_LINES").ok().and_then(|text| text.parse().ok()).unwrap_or(lines);
     let seed: u64 = std::env::var("SPOOLTAP_FUZZ_SEED").ok().and_then(|text| text.parse().ok()).unwrap_or(0x5eed);
     let recorded = Recorded::read();
     let (answers, connections, is_over) = (Answers::default(), AtomicU32::new(0), AtomicBool::new(false));
@@ -402,7 +411,8 @@ fn malformed_requests_do_no_harm() {
         let all = std::fs::read_dir(dir).expect("lists").flatten();
         all.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
     };
-    assert_eq!(beside(&place), ["archive", "passwords", "serve.log"].map(str::to_owned).into());
+    let store = kind.place(Path::new("")).display().to_string();
+    assert_eq!(beside(&place), [store, "passwords".into(), "serve.log".into()].into());
     for (folder, only) in [("", "a"), ("a", "b"), ("a/b", "c")] {
         assert_eq!(beside(&dir.path().join(folder)), [only.to_owned()].into());
     }
