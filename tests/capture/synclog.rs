@@ -109,8 +109,8 @@ fn what_is_logged_before_it_is_committed_is_not_missed() {
     set("second");
     let after = fs::read(&database).expect("read");
     fs::write(&database, &before).expect("written");
-    let mut user = source.imap("u1").expect("logs in");
-    user.ok("CREATE INBOX.x").expect("creates");
+    // Logged in before anybody has to wait for a lock.
+    let mut admin = source.imap(cyrus::ADMIN).expect("logs in");
 
     let replica = CyrusServer::start(Options::new()).expect("replica");
     let state = tempfile::tempdir().expect("a directory");
@@ -124,9 +124,13 @@ fn what_is_logged_before_it_is_committed_is_not_missed() {
     lock(&writer);
     append(&source.base().join("conf/sync/log"), b"ANNOTATION \"\"\n").expect("logged");
     // Told after it, so the record has been looked at once this is there.
-    user.ok("SUBSCRIBE INBOX.x").expect("subscribes");
-    let mut seen = replica.imap("u1").expect("logs in");
-    let told = eventually(limit, || said(&mut seen, "LSUB \"\" *").contains("INBOX.x").then_some(()));
+    admin.ok("SETQUOTA user.u1 (STORAGE 4711)").expect("sets");
+    let mut seen = replica.imap(cyrus::ADMIN).expect("logs in");
+    let told = eventually(limit, || {
+        seen.run("GETQUOTA user.u1")
+            .is_ok_and(|reply| reply.lines.iter().any(|line| line.text().contains("4711")))
+            .then_some(())
+    });
     assert!(told.is_some(), "{}", spooltap.log_end(20));
     assert!(comment(&replica).contains("first"));
     fs::write(&database, &after).expect("committed");
