@@ -90,6 +90,7 @@ pub fn start(roots: Roots, settings: Settings) -> (Given, CaptureHandle) {
 
 #[test]
 fn a_directory_created_and_filled_at_once_is_reported_with_all_in_it() {
+    // Fails when a directory that was just watched is not listed (`list` of `capture::inotify`).
     let lab = Lab::new(|_| ());
     for n in 0..50 {
         lab.mkdir(&format!("spool/user/u{n}/Sent/2024"));
@@ -153,6 +154,7 @@ fn a_renamed_tree_is_reported_under_both_names_and_followed() {
 
 #[test]
 fn chains_and_swaps_of_renames_end_where_they_end() {
+    // Fails when a watch that is met again keeps its old place in the table (`register`).
     let lab = Lab::new(|dir| {
         for path in ["a/kid", "b/kid"] {
             fs::create_dir_all(dir.join("spool/user").join(path)).expect("created");
@@ -173,6 +175,7 @@ fn chains_and_swaps_of_renames_end_where_they_end() {
 
 #[test]
 fn a_directory_moved_out_and_in_again_is_forgotten_and_found() {
+    // Fails without MOVE_SELF (`moved` of `capture::inotify`).
     let lab = Lab::new(|dir| fs::create_dir_all(dir.join("spool/user/a/kid")).expect("created"));
     let watches = lab.handle.stats().watches;
     lab.rename("spool/user/a", "elsewhere");
@@ -188,6 +191,7 @@ fn a_directory_moved_out_and_in_again_is_forgotten_and_found() {
 
 #[test]
 fn replaced_linked_and_deleted_files_are_touched() {
+    // Fails when MOVED_TO of a file is not taken for a touch.
     let lab = Lab::new(|dir| {
         fs::create_dir_all(dir.join("spool/user/a")).expect("created");
         fs::create_dir_all(dir.join("spool/stage.")).expect("created");
@@ -225,6 +229,7 @@ fn a_directory_deleted_and_created_again_is_watched_again() {
 
 #[test]
 fn a_root_may_come_go_and_come_again() {
+    // Fails without IGNORED (`gone` of `capture::inotify`).
     let lab = Lab::new(|_| ());
     // `meta` and `conf/domain` did not exist at the start.
     lab.mkdir("meta/user/a");
@@ -519,6 +524,7 @@ fn storm(root: &Path, rounds: usize, seed: u64) {
 
 #[test]
 fn after_any_storm_every_directory_is_watched_under_its_name() {
+    // Fails when a watch that is met again keeps its old place in the table (`register`), and without IGNORED (`gone`).
     for seed in 0..8 {
         let lab = Lab::new(|dir| fs::create_dir_all(dir.join("spool/user")).expect("created"));
         let root = lab.path("spool/user");

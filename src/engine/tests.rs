@@ -203,6 +203,7 @@ fn what_changes_between_the_reading_and_the_receipt_is_found() {
 
 #[test]
 fn a_mailbox_deleted_and_created_again_is_another_one_though_the_hint_is_one() {
+    // Fails when `Pusher::remove` only forgets what has left the list.
     // Not shown to fail yet: it passes when the router compares the list by name instead of by uniqueid.
     let rig = Rig::new();
     rig.store.change(|content| {
