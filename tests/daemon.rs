@@ -233,3 +233,23 @@ fn systemd_is_told_and_a_reload_loses_nothing() {
     wait_for("STOPPING=1");
     assert_eq!(lab.says(&["status"]).status.code(), Some(3));
 }
+
+/// What systemd does to a service that is restarted while it reloads: the stop is not lost in between.
+#[test]
+fn a_stop_in_the_middle_of_a_reload_is_obeyed() {
+    if !cyrus::installed() {
+        return;
+    }
+    let lab = Lab::new(&["u1"]);
+    lab.configure("");
+    for milliseconds in [0, 0, 0, 1, 2, 5, 10, 20, 50, 100] {
+        let mut spooltap = lab.start(&[]);
+        let tell = |signal| kill(Pid::from_raw(spooltap.pid()), signal).expect("signals");
+        tell(Signal::SIGHUP);
+        std::thread::sleep(Duration::from_millis(milliseconds));
+        tell(Signal::SIGTERM);
+        let ended = eventually(LONG, || spooltap.ended());
+        let code = ended.and_then(|status| status.code());
+        assert_eq!(code, Some(0), "after {milliseconds} ms: {}", spooltap.log_end(20));
+    }
+}

@@ -135,11 +135,12 @@ as $(value ExecStartPre)
 (exec setpriv --reuid "$(value User)" --regid "$(value Group)" --clear-groups -- $(value ExecStart)) >/var/log/spooltap.log 2>&1 &
 main=$!
 tries=0
-until spooltap status >/dev/null && spooltap drain --wait --timeout 60; do
+until spooltap status >/dev/null; do
     tries=$((tries + 1))
-    [ $tries -lt 100 ] || { cat /var/log/spooltap.log; exit 1; }
+    [ $tries -lt 300 ] || { cat /var/log/spooltap.log; exit 1; }
     sleep 0.2
 done
+spooltap drain --wait --timeout 120 || { cat /var/log/spooltap.log; exit 1; }
 spooltap verify
 ! as touch /etc/spooltap/x 2>/dev/null
 kill -HUP $main
@@ -174,8 +175,20 @@ fn it_is_installed_run_and_purged_on_a_clean_debian() {
     fs::copy(package(), root.join("spooltap.deb")).expect("package");
     let chroot = |script: &str| {
         // Nothing of it outlives the test, and nothing of it is mounted outside.
-        let mut command = Command::new("unshare");
-        command.args(["--mount", "--pid", "--fork", "--kill-child", "--propagation", "private", "sh", "-euc"]);
+        let mut command = Command::new("timeout");
+        command.args([
+            "--kill-after=5",
+            "300",
+            "unshare",
+            "--mount",
+            "--pid",
+            "--fork",
+            "--kill-child",
+            "--propagation",
+            "private",
+            "sh",
+            "-euc",
+        ]);
         let around = "mount --bind \"$0\" \"$0\"; mount -t proc proc \"$0/proc\"; mount -t tmpfs tmpfs \"$0/dev\"; \
             for node in null zero urandom; do touch \"$0/dev/$node\"; mount --bind /dev/$node \"$0/dev/$node\"; done; \
             ln -s /proc/self/fd/0 \"$0/dev/stdin\"; exec chroot \"$0\" /bin/bash -euc \"$1\"";

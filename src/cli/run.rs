@@ -2,10 +2,9 @@
 
 use super::setup::{Setup, replica_failure};
 use super::{Common, Exit, Failure, Outcome};
-use crate::daemon::control::Door;
 use crate::daemon::moves::Hands;
 use crate::daemon::scrub::{Scrub, ScrubSettings};
-use crate::daemon::{self, End, Running, Service};
+use crate::daemon::{self, Ears, End, Running, Service};
 use crate::engine::{Options, ScanPace, fence};
 use crate::model::{Denial, ReplicaError};
 use crate::state::hand_over;
@@ -26,9 +25,9 @@ pub(super) struct RunArgs {
 pub(super) fn run(common: &Common, args: &RunArgs) -> Outcome {
     let mut setup = Setup::open(common, true)?;
     refusals(&setup)?;
-    let mut door = None;
+    let mut ears = Ears::new()?;
     loop {
-        match once(common, args, &setup, &mut door)? {
+        match once(common, args, &setup, &mut ears)? {
             End::Stop => return Ok(Exit::Ok),
             End::Reload(fresh) => setup = fresh,
         }
@@ -64,7 +63,7 @@ fn refusals(setup: &Setup) -> Result<(), Failure> {
 
 /// From one start to a stop, or to a reload: then everything is started anew but the process. No change is lost, because
 /// capture is armed before the scan that finds what happened in between.
-fn once(common: &Common, args: &RunArgs, setup: &Setup, door: &mut Option<Door>) -> Result<End<Setup>, Failure> {
+fn once(common: &Common, args: &RunArgs, setup: &Setup, ears: &mut Ears) -> Result<End<Setup>, Failure> {
     let config = &setup.config;
     let state = setup.state()?;
     let moves = setup.moves()?;
@@ -112,7 +111,7 @@ fn once(common: &Common, args: &RunArgs, setup: &Setup, door: &mut Option<Door>)
         "moves",
         move |stop| hands.work(stop),
         || {
-            let mut serve = || daemon::serve(&running, &service, (&moves, scrub.as_deref()), &reload, door);
+            let mut serve = || daemon::serve(&running, &service, (&moves, scrub.as_deref()), &reload, ears);
             match scrub.clone() {
                 Some(scrub) => beside("scrub", move |stop| scrub.work(stop), serve),
                 None => serve(),

@@ -10,9 +10,11 @@ pub mod report;
 mod rooms;
 pub mod scrub;
 mod serve;
+mod signals;
 mod systemd;
 
-pub use serve::{End, Service, Signals, serve};
+pub use serve::{Ears, End, Service, serve};
+pub use signals::Signals;
 
 use crate::capture::{self, CaptureError, CaptureHandle, Settings};
 use crate::engine::{Engine, Event, EventSink, Options, ReplicaStats, StandingOrder, Target};

@@ -8,6 +8,7 @@ use super::moves::{Moves, begin};
 use super::report::{Book, Memory, SourceStatus, Status, unix_now};
 use super::rooms::Rooms;
 use super::scrub::Scrub;
+use super::signals::{Told, leave_at_second_signal};
 use super::{Running, metrics, systemd};
 use crate::capture;
 use crate::engine::{StandingOrder, Word};
@@ -24,7 +25,7 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, TryRecvError};
 use std::time::{Duration, Instant};
 use tokio::net::TcpListener;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::runtime::Runtime;
 use tracing::{info, warn};
 
 /// Where the daemon can be seen and spoken to.
@@ -75,17 +76,37 @@ impl Service {
     }
 }
 
+/// What stays open over a reload: who asks or signals meanwhile is heard afterwards.
+pub struct Ears {
+    runtime: Runtime,
+    told: Option<Told>,
+    door: Option<Door>,
+}
+
+impl Ears {
+    pub fn new() -> io::Result<Self> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        Ok(Self { runtime, told: None, door: None })
+    }
+}
+
 /// Serves until SIGTERM or SIGINT (a second one leaves at once) or until SIGHUP finds a good configuration. SIGUSR1 asks
-/// for a scan. `door` stays open over a reload. Scans first; what happens meanwhile is seen by capture, which is armed already.
+/// for a scan. Scans first; what happens meanwhile is seen by capture, which is armed already.
 pub fn serve<T>(
     running: &Running,
     service: &Service,
-    (moves, scrub): (&Moves, Option<&Scrub>),
+    beside: (&Moves, Option<&Scrub>),
     reload: &dyn Fn() -> Option<T>,
-    door: &mut Option<Door>,
+    ears: &mut Ears,
 ) -> io::Result<End<T>> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(run(running, service, (moves, scrub), reload, door))
+    let Ears { runtime, told, door } = ears;
+    runtime.block_on(async {
+        let told = match told {
+            Some(told) => told,
+            None => told.insert(Told::new()?),
+        };
+        run(running, service, beside, reload, door, told).await
+    })
 }
 
 async fn run<T>(
@@ -94,11 +115,8 @@ async fn run<T>(
     (moves, scrub): (&Moves, Option<&Scrub>),
     reload: &dyn Fn() -> Option<T>,
     door: &mut Option<Door>,
+    told: &mut Told,
 ) -> io::Result<End<T>> {
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    let mut hangup = signal(SignalKind::hangup())?;
-    let mut scan = signal(SignalKind::user_defined1())?;
     let socket = Door::listen(door, &service.state)?;
     let metrics = match service.metrics_listen {
         Some(address) => Some(TcpListener::bind(address).await?),
@@ -114,16 +132,15 @@ async fn run<T>(
     let end = loop {
         let room = talks.len() < TALKS;
         tokio::select! {
-            _ = terminate.recv() => break End::Stop,
-            _ = interrupt.recv() => break End::Stop,
-            _ = hangup.recv() => {
+            () = told.ends.recv() => break End::Stop,
+            _ = told.hangup.recv() => {
                 systemd::notify_reloading();
                 match reload() {
                     Some(fresh) => break End::Reload(fresh),
                     None => systemd::notify("READY=1"),
                 }
             }
-            _ = scan.recv() => running.rescan(),
+            _ = told.scan.recv() => running.rescan(),
             Some(()) = next(timer.as_mut()) => running.rescan(),
             Some(()) = talks.next() => {}
             Ok((stream, _)) = socket.accept(), if room => {
@@ -172,48 +189,6 @@ async fn next(timer: Option<&mut tokio::time::Interval>) -> Option<()> {
 
 pub(super) fn is_over(done: &Receiver<()>) -> bool {
     matches!(done.try_recv(), Ok(()) | Err(TryRecvError::Disconnected))
-}
-
-/// Signals that end a service. Made before the service starts, so that none is missed.
-pub struct Signals {
-    runtime: tokio::runtime::Runtime,
-    terminate: tokio::signal::unix::Signal,
-    interrupt: tokio::signal::unix::Signal,
-}
-
-impl Signals {
-    pub fn new() -> io::Result<Self> {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        let inside = runtime.enter();
-        let (terminate, interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-        drop(inside);
-        Ok(Self { runtime, terminate, interrupt })
-    }
-
-    /// Tells the service manager that we are ready, and returns at SIGTERM or SIGINT; a second one leaves at once.
-    pub fn wait(mut self) {
-        systemd::notify("READY=1\nSTATUS=live");
-        self.runtime.block_on(async {
-            tokio::select! { _ = self.terminate.recv() => {}, _ = self.interrupt.recv() => {} }
-        });
-        systemd::notify("STOPPING=1\nSTATUS=stopping");
-        leave_at_second_signal();
-    }
-}
-
-/// The next start copes with a stop that was not waited for, because it copes with kill -9.
-fn leave_at_second_signal() {
-    std::thread::spawn(move || {
-        let Ok(runtime) = tokio::runtime::Builder::new_current_thread().enable_all().build() else { return };
-        runtime.block_on(async {
-            if let (Ok(mut terminate), Ok(mut interrupt)) =
-                (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
-            {
-                tokio::select! { _ = terminate.recv() => {}, _ = interrupt.recv() => {} }
-                std::process::exit(75);
-            }
-        });
-    });
 }
 
 /// What is shown, and where it is written.

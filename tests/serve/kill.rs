@@ -118,11 +118,13 @@ fn dies(kind: Kind, dir: &Path) -> Vec<Two> {
                 });
             }
             // However slow this machine is, each life does something; then a moment more, another one each time.
-            eventually(Duration::from_secs(30), || (acks.load(Ordering::SeqCst) > 0).then_some(()));
+            let acked = eventually(Duration::from_secs(60), || (acks.load(Ordering::SeqCst) > 0).then_some(()));
             std::thread::sleep(Duration::from_micros(kill * 7919 % 90_000));
             killed.store(true, Ordering::SeqCst);
             nix::sys::signal::kill(nix::unistd::Pid::from_raw(serve.pid()), nix::sys::signal::Signal::SIGKILL)
                 .expect("kills");
+            // Not before the server is dead: who loads it ends only then.
+            assert!(acked.is_some(), "nothing was acknowledged in life {kill}");
         });
         holds(&*left(kind, dir), &boxes, &format!("after kill {kill}"));
         served.kill9();
