@@ -7,6 +7,7 @@ mod ground;
 mod metrics;
 pub mod moves;
 pub mod report;
+mod rhythm;
 mod rooms;
 pub mod scrub;
 mod serve;
@@ -21,6 +22,7 @@ use crate::engine::{Engine, Event, EventSink, Options, ReplicaStats, StandingOrd
 use crate::model::{DirtyKey, MailStore, Notice, Scope};
 use crate::spool::LiveSpool;
 use cross_check::CrossChecker;
+use rhythm::Stir;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use tracing::{info, warn};
@@ -31,6 +33,7 @@ pub struct Running {
     capture: CaptureHandle,
     cross_check: Option<CrossChecker>,
     trouble: Trouble,
+    stir: Stir,
 }
 
 /// The last time the source could not be read, and why.
@@ -65,25 +68,30 @@ impl Running {
     ) -> Result<Self, CaptureError> {
         let roots = capture::Roots::from(store.layout());
         let source: Arc<dyn MailStore> = store.clone();
-        let trouble = Trouble::default();
-        let engine = Engine::start(source, targets, options, watching(events, trouble.clone()));
+        let (trouble, stir) = (Trouble::default(), Stir::default());
+        let engine = Engine::start(source, targets, options, watching(events, trouble.clone(), stir.clone()));
         for order in orders {
             if let Err(error) = engine.order_about(Some(&order.replica), &order.subject, order.word) {
                 warn!(%error, word = ?order.word, subject = ?order.subject, "a standing order is void");
             }
         }
         let started = Instant::now();
-        let (cross_check, out): (_, cross_check::Out) = match &settings.cross_check {
+        let (cross_check, mut out): (_, cross_check::Out) = match &settings.cross_check {
             None => (None, Box::new(engine.notifier())),
             Some(log) => {
                 let (checker, out) = CrossChecker::start(store, log, engine.notifier(), engine.notifier());
                 (Some(checker), out)
             }
         };
+        let theirs = stir.clone();
+        let out = Box::new(move |notices| {
+            theirs.stir();
+            out(notices);
+        });
         let capture = capture::start(roots, settings, out)?;
         wait_armed(&capture);
         info!(elapsed_ms = started.elapsed().as_millis() as u64, "capture armed");
-        Ok(Self { engine, capture, cross_check, trouble })
+        Ok(Self { engine, capture, cross_check, trouble, stir })
     }
 
     /// Asks for a catch-up scan.
@@ -132,8 +140,9 @@ fn wait_armed(capture: &CaptureHandle) {
 }
 
 /// Remembers trouble with the source on its way to `events`.
-fn watching(events: EventSink, trouble: Trouble) -> EventSink {
+fn watching(events: EventSink, trouble: Trouble, stir: Stir) -> EventSink {
     Arc::new(move |event| {
+        stir.stir();
         if let Event::SourceTrouble { reason } = event {
             *trouble.lock().unwrap_or_else(PoisonError::into_inner) = Some((reason.clone(), Instant::now()));
         }

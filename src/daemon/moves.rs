@@ -165,15 +165,19 @@ pub struct Hands {
 
 /// Between two looks.
 const LOOK: Duration = Duration::from_millis(300);
+/// Where there is none.
+const RESTING: Duration = Duration::from_secs(1);
 
 impl Hands {
     pub fn new(moves: Arc<Moves>, mover: Mover) -> Self {
         Self { moves, mover, filled: HashSet::new() }
     }
 
-    /// Takes every move one step further, if it can be.
-    pub fn look(&mut self) {
-        for one in self.moves.all().into_iter().filter(|one| one.phase != Phase::Done) {
+    /// Takes every move one step further, if it can be; false when there is none.
+    pub fn look(&mut self) -> bool {
+        let open: Vec<Move> = self.moves.all().into_iter().filter(|one| one.phase != Phase::Done).collect();
+        let some = !open.is_empty();
+        for one in open {
             let trouble = match self.step(&one) {
                 Ok(trouble) => trouble,
                 Err(error) => Some(error.to_string()),
@@ -185,6 +189,7 @@ impl Hands {
             }
             self.moves.trouble(&one.user, trouble);
         }
+        some
     }
 
     /// What it waits for, if it waits.
@@ -229,8 +234,7 @@ impl Hands {
     /// Looks again and again until told to stop.
     pub fn work(mut self, stop: &AtomicBool) {
         while !stop.load(Ordering::Relaxed) {
-            self.look();
-            std::thread::sleep(LOOK);
+            std::thread::sleep(if self.look() { LOOK } else { RESTING });
         }
     }
 }

@@ -87,7 +87,7 @@ const NOTE_EVERY: Duration = Duration::from_millis(500);
 /// The book is written so often while a pass is under way.
 const SAVE_EVERY: Duration = Duration::from_secs(10);
 /// Between two looks whether there is something to do.
-const LOOK: Duration = Duration::from_millis(300);
+const LOOK: Duration = Duration::from_secs(1);
 /// After the store could not be read.
 const TRY_AGAIN: Duration = Duration::from_secs(30);
 

@@ -6,6 +6,7 @@ use super::cross_check::CrossChecker;
 use super::ground::Ground;
 use super::moves::{Moves, begin};
 use super::report::{Book, Memory, SourceStatus, Status, unix_now};
+use super::rhythm::{RESTING, Rhythm};
 use super::rooms::Rooms;
 use super::scrub::Scrub;
 use super::signals::{Told, leave_at_second_signal};
@@ -126,7 +127,10 @@ async fn run<T>(
     let mut talks: FuturesUnordered<LocalBoxFuture<'_, ()>> = FuturesUnordered::new();
     let mut first_scan = Some(running.engine.begin_scan());
     systemd::notify("READY=1\nSTATUS=catch-up scan");
-    let mut tick = tokio::time::interval(Duration::from_secs(1));
+    // A cross-check decides by what is proven, and systemd waits for a sign of life.
+    let seldom = systemd::watchdog().map_or(RESTING, |every| RESTING.min(every / 4));
+    let seldom = running.cross_check.as_ref().map_or(seldom, |_| Duration::ZERO);
+    let mut rhythm = Rhythm::new(running.stir.clone(), seldom);
     let mut timer =
         service.rescan_every.map(|every| tokio::time::interval_at(tokio::time::Instant::now() + every, every));
     let end = loop {
@@ -144,12 +148,14 @@ async fn run<T>(
             Some(()) = next(timer.as_mut()) => running.rescan(),
             Some(()) = talks.next() => {}
             Ok((stream, _)) = socket.accept(), if room => {
+                running.stir.stir();
                 talks.push(Box::pin(control::talk(stream, |request| view.answer(request))));
             }
             Some(Ok((stream, _))) = accept(metrics.as_ref()), if room => {
+                running.stir.stir();
                 talks.push(Box::pin(metrics::talk(stream, || metrics::render(&view.status()))));
             }
-            _ = tick.tick() => {
+            () = rhythm.due() => {
                 if first_scan.as_ref().is_some_and(is_over) {
                     first_scan = None;
                     view.compared.set(true);
@@ -161,7 +167,8 @@ async fn run<T>(
                 }
                 view.ground.borrow_mut().look(&service.state);
                 view.rooms.borrow_mut().look(running, &service.rooms);
-                view.write(first_scan.is_some());
+                let changed = view.write(first_scan.is_some());
+                rhythm.looked(changed || first_scan.is_some());
                 if systemd::watchdog().is_some() && view.rooms.borrow().wedged().is_empty() {
                     systemd::notify("WATCHDOG=1");
                 }
@@ -295,8 +302,8 @@ impl<'a> View<'a> {
         }
     }
 
-    /// Writes the figures when they changed, and now and then when not.
-    fn write(&self, scanning: bool) {
+    /// Writes the figures when they changed, and now and then when not; says whether they did.
+    fn write(&self, scanning: bool) -> bool {
         let status = self.status();
         let mut timeless = status.clone();
         (timeless.at, timeless.uptime_seconds, timeless.memory) = (0, 0, Memory::default());
@@ -306,8 +313,9 @@ impl<'a> View<'a> {
         timeless.wedged.iter_mut().for_each(|room| room.seconds = None);
         let key = serde_json::to_string(&timeless).unwrap_or_default();
         let mut written = self.written.borrow_mut();
-        if written.as_ref().is_some_and(|(old, at)| *old == key && at.elapsed() < HEARTBEAT) {
-            return;
+        let changed = written.as_ref().is_none_or(|(old, _)| *old != key);
+        if !changed && written.as_ref().is_some_and(|(_, at)| at.elapsed() < HEARTBEAT) {
+            return false;
         }
         let text = serde_json::to_vec(&status).unwrap_or_default();
         if let Err(error) = write_whole(&self.service.status_file, &text) {
@@ -330,6 +338,7 @@ impl<'a> View<'a> {
             None => stage,
         };
         systemd::notify(&format!("STATUS={stage}, {} replicas, {lag:.1} s behind", status.replicas.len()));
+        changed
     }
 }
 

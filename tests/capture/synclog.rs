@@ -288,6 +288,62 @@ fn two_channels_two_readers_and_nobody_misses_a_record() {
     assert!(spooltap.terminate().expect("ends").success());
 }
 
+/// Each system call by which a log is consumed, in its order: death comes before it. The last is the look for the next log.
+const STEPS: &[(&str, u32)] = &[
+    ("?rename,?renameat,?renameat2", 1),
+    ("openat", 1),
+    ("fcntl", 1),
+    ("fcntl", 2),
+    ("read", 1),
+    ("read", 2),
+    ("?unlink,unlinkat", 1),
+];
+const CONSUMED: (&str, u32) = ("?rename,?renameat,?renameat2", 2);
+
+#[test]
+fn killed_between_any_two_steps_of_the_consumption_no_record_is_lost() {
+    if !cyrus::installed() {
+        return;
+    }
+    let source = CyrusServer::start(Options::new().source().users(&["u1"]).set("sync_log", "yes")).expect("source");
+    let dir = tempfile::tempdir().expect("a directory");
+    let (state, url) = (dir.path().join("state"), format!("file://{}/archive", dir.path().display()));
+    let log = source.base().join("conf/sync/log");
+    let run = source.base().join("conf/sync/log-run");
+    let arguments = ["--replica", &url, "--capture", "synclog"];
+    let live = || {
+        let mut spooltap = Spooltap::run_with(&source.conf(), &url, &state, &arguments[2..]).expect("runs");
+        spooltap.wait_live(Duration::from_secs(60)).expect("live");
+        let consumed = eventually(Duration::from_secs(60), || (!log.exists() && !run.exists()).then_some(()));
+        assert!(consumed.is_some(), "{}", spooltap.log_end(20));
+        spooltap
+    };
+    assert!(live().terminate().expect("ends").success());
+    for (calls, when) in STEPS.iter().copied().chain([CONSUMED]) {
+        source.lmtp().expect("connects").deliver(&["u1"], b"Subject: x\r\n\r\nx\r\n").expect("delivers");
+        let mut traced = Command::new("strace");
+        traced.args(["-f", "-qq", "-o", "/dev/null", "-e", &format!("trace={calls}")]);
+        traced.args(["-e", &format!("inject={calls}:signal=SIGKILL:when={when}"), "-P"]).arg(&log).arg("-P").arg(&run);
+        let program = Spooltap::command(&source.conf(), &state);
+        traced.arg(program.get_program()).args(program.get_args()).args(arguments).arg("run");
+        traced.envs(program.get_envs().filter_map(|(name, value)| Some((name, value?))));
+        let mut killed = Spooltap::spawn(traced, &state).expect("runs");
+        let ended = eventually(Duration::from_secs(60), || killed.ended());
+        assert!(ended.is_some(), "is killed before {calls} {when}: {}", killed.log_end(20));
+        drop(killed);
+        let left: String = [&log, &run].into_iter().filter_map(|path| fs::read_to_string(path).ok()).collect();
+        assert_eq!(left.contains("user.u1\n"), (calls, when) != CONSUMED, "before {calls} {when}: {left:?}");
+        let spooltap = live();
+        let equal = eventually(Duration::from_secs(60), || {
+            let mut verify = Spooltap::command(&source.conf(), &state);
+            verify.args(["--replica", &url, "verify", "-u", "u1"]);
+            verify.output().expect("runs").status.success().then_some(())
+        });
+        assert!(equal.is_some(), "after {calls} {when}: {}", spooltap.log_end(20));
+        assert!(spooltap.terminate().expect("ends").success());
+    }
+}
+
 #[test]
 fn a_running_daemon_is_told_directly() {
     if !cyrus::installed() {
