@@ -95,7 +95,7 @@ impl Engine {
         let mut moved = 0;
         for shared in self.chosen(replica)? {
             *lock(&shared.allowed_until) = Instant::now().checked_add(time);
-            moved += shared.queue.retry_where(&|failure| failure.reason.starts_with(super::FUSE));
+            moved += shared.queue.retry_where(&|failure| failure.reason.starts_with(super::fuse::FUSE));
         }
         Ok(moved)
     }

@@ -15,7 +15,9 @@ mod doubt;
 #[cfg(test)]
 mod fake;
 pub mod fence;
+mod figures;
 mod fill_in;
+mod fuse;
 mod held;
 mod lags;
 mod loss;
@@ -38,8 +40,10 @@ mod tests;
 mod verify;
 mod watched;
 mod whole;
+mod worker;
 
 pub use control::{ControlError, StandingOrder, Subject, Word};
+pub use figures::{Compressed, Meddled, ReplicaStats};
 pub use lags::StageLag;
 pub use merge::Addition;
 pub use mover::{MoveError, Mover};
@@ -54,19 +58,18 @@ pub use sides::{Mismatch, Side, Sides, Surplus, lanes, sides};
 pub use verify::{Depth, Difference, Extent, VerifyError, VerifyReport, verify};
 pub use whole::{Whole, whole};
 
-use crate::model::{
-    Listing, MailStore, MboxName, Notice, Pulse, ReplicaError, ReplicaTarget, Step, StoreError, UniqueId, pulse,
-};
+use crate::model::{Listing, MailStore, MboxName, Notice, Pulse, ReplicaTarget, Step, StoreError, UniqueId};
 use crate::state::{ReplicaState, Slot};
+use fuse::GoodList;
 use names::ReplicaNames;
 use push::JobError;
-use queue::{Job, Outcome, Queue};
-use serde::{Deserialize, Serialize};
+use queue::Queue;
 use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
+use worker::Worker;
 
 /// What the engine tells whoever watches it.
 #[derive(Debug)]
@@ -190,18 +193,8 @@ impl Default for Options {
     }
 }
 
-/// Removals within this time count together.
-const FUSE_WINDOW: Duration = Duration::from_secs(600);
-/// So many are never suspicious.
-const FUSE_FREE: usize = 50;
-/// So many mailboxes may vanish from the source's list at once and without a word.
-const VANISH_FREE: usize = 10;
-/// How a reason begins when the fuse stopped a removal.
-const FUSE: &str = "mass removal stopped";
 /// A session that idles this long is asked whether it is still there.
 const KEEPALIVE: Duration = Duration::from_secs(240);
-/// The same trouble with a replica is told this often.
-const TELL_AGAIN: Duration = Duration::from_secs(30);
 /// So many lost sessions in a row at the same item, and it is quarantined.
 const LOSSES: u32 = 3;
 
@@ -244,32 +237,6 @@ struct Shared {
     fatal: Mutex<Option<String>>,
     /// The last trouble that was told, so that several sessions do not tell the same.
     told: Mutex<Option<(String, Instant)>>,
-}
-
-/// The last list of which it was seen that it is the one we know.
-struct GoodList {
-    listing: Arc<Listing>,
-    /// So many of the replica's mailboxes are not in it, at most.
-    vanished: usize,
-    /// [`ReplicaNames::added`] at that time.
-    added: usize,
-}
-
-/// Bytes sent in compressed sessions.
-#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
-pub struct Compressed {
-    pub plain_bytes: u64,
-    pub sent_bytes: u64,
-}
-
-/// What was found on a replica that nobody here has done.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
-pub struct Meddled {
-    /// Times that a mailbox there was not what the replica had confirmed.
-    pub count: u64,
-    /// The last one, and when (seconds since 1970).
-    pub mailbox: String,
-    pub at: u64,
 }
 
 /// A poisoned lock only means that another thread panicked between two statements; the data is still whole.
@@ -367,71 +334,6 @@ impl Shared {
         *meddled = Meddled { count: meddled.count + 1, mailbox: mailbox.to_string(), at };
     }
 
-    fn is_allowed(&self) -> bool {
-        self.allow_removals || self.dry_run || lock(&self.allowed_until).is_some_and(|until| Instant::now() < until)
-    }
-
-    /// Counts a removal; too many in too short a time are an accident until somebody says otherwise.
-    fn fuse(&self, what: &dyn std::fmt::Display) -> Result<(), JobError> {
-        if self.is_allowed() {
-            return Ok(());
-        }
-        let now = Instant::now();
-        let mut removals = lock(&self.removals);
-        while removals.front().is_some_and(|at| now.duration_since(*at) > FUSE_WINDOW) {
-            removals.pop_front();
-        }
-        let total = self.names().len() + removals.len();
-        let limit = FUSE_FREE.max(total / 4);
-        if removals.len() >= limit {
-            return Err(JobError::Conflict(format!(
-                "{FUSE}: {what} is kept on the replica, there were {} removals in the last {} minutes and the fuse \
-                 allows {limit}; check the source, then say `spooltap allow`",
-                removals.len(),
-                FUSE_WINDOW.as_secs() / 60
-            )));
-        }
-        removals.push_back(now);
-        Ok(())
-    }
-
-    /// A list that lacks most of what it had, without one word of deletion (2.5 and later keep tombstones), is another
-    /// list: cut, restored, or of another store. Nothing is concluded from such a one.
-    fn vanish_fuse(&self, what: &dyn std::fmt::Display, source: &Arc<Listing>) -> Result<(), JobError> {
-        if self.is_allowed() {
-            return Ok(());
-        }
-        // A list that was found good stays good for this replica: what it has only shrinks by removals.
-        let mut good = lock(&self.good_list);
-        if good.as_ref().is_some_and(|good| Arc::ptr_eq(&good.listing, source)) {
-            return Ok(());
-        }
-        let names = self.names();
-        let total = names.ours_len();
-        let is_gone = |id: &UniqueId| source.by_id(id).is_none() && !source.is_tombstone(id);
-        // From one good list to the next no more can have vanished than what is different, and what was made in between.
-        let at_most = good.as_ref().map(|good| {
-            let gone = source.since(&good.listing).filter(|(_, now)| now.is_none());
-            let gone = gone.filter_map(|(before, _)| before).filter(|entry| is_gone(&entry.uniqueid)).count();
-            good.vanished + gone + (names.added() - good.added)
-        });
-        let limit = VANISH_FREE.max(total / 2);
-        let count = match at_most {
-            Some(count) if count <= limit => count,
-            _ => names.ours().filter(|id| is_gone(id)).count(),
-        };
-        let added = names.added();
-        drop(names);
-        if count > limit {
-            return Err(JobError::Conflict(format!(
-                "{FUSE}: {what} stays on the replica as it is, {count} of {total} mailboxes have vanished from the source's list; \
-                 check the source, then say `spooltap allow`"
-            )));
-        }
-        *good = Some(GoodList { listing: source.clone(), vanished: count, added });
-        Ok(())
-    }
-
     /// True when the session was lost at this item so often that the item must be the reason.
     fn count_loss(&self, lane: &Lane, item: &Item) -> bool {
         let mut losses = lock(&self.losses);
@@ -443,38 +345,6 @@ impl Shared {
         }
         false
     }
-}
-
-/// Figures of one replica.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
-pub struct ReplicaStats {
-    pub replica: String,
-    pub sessions: u64,
-    #[serde(flatten)]
-    pub queue: QueueStats,
-    pub confirmed_total: u64,
-    pub lag_p50_seconds: f64,
-    pub lag_p99_seconds: f64,
-    pub sent_bytes: u64,
-    pub received_bytes: u64,
-    pub mailboxes: usize,
-    pub fatal: Option<String>,
-    /// Why removals are stopped.
-    pub fuse: Option<String>,
-    /// Mailboxes that are gone at the source and stay here for a while (`removal_delay_seconds`).
-    #[serde(default)]
-    pub removals_waiting: usize,
-    #[serde(default)]
-    pub next_removal_seconds: Option<f64>,
-    /// Changes on the replica that did not come from here.
-    #[serde(default)]
-    pub meddled: Meddled,
-    /// What was sent before compression, where sessions are compressed.
-    #[serde(default)]
-    pub compressed: Option<Compressed>,
-    /// How long changes took to each stage.
-    #[serde(default)]
-    pub stages: Vec<StageLag>,
 }
 
 /// A running engine.
@@ -670,183 +540,5 @@ impl Engine {
             let _ = worker.join();
         }
         self.replicas.iter().for_each(|shared| shared.state.flush());
-    }
-}
-
-impl Shared {
-    /// With what the list names and nobody can replicate.
-    fn queue_stats(&self) -> QueueStats {
-        let mut stats = self.queue.stats();
-        let source = lock(&self.source).clone();
-        stats.failed.extend(source.unreadable.iter().map(|left_out| Failure {
-            lane: Lane::of(&left_out.name, self.store.deleted_prefix()).to_string(),
-            item: "list".into(),
-            mailbox: Some(left_out.name.to_string()),
-            reason: left_out.reason.clone(),
-            tries: 0,
-            quarantined: true,
-            next_try_seconds: None,
-        }));
-        let left_out = source.unreadable.len();
-        stats.failed_total += left_out;
-        stats.quarantined += left_out;
-        stats
-    }
-
-    fn stats(&self) -> ReplicaStats {
-        let (stages, [lag_p50_seconds, lag_p99_seconds]) = {
-            let lags = lock(&self.lags);
-            (lags.shown(), lags.percentiles([0.5, 0.99]))
-        };
-        let (removals_waiting, next_removal_seconds) = self.waits.shown();
-        let queue = self.queue_stats();
-        let fuse = queue.failed.iter().find(|failure| failure.reason.starts_with(FUSE));
-        ReplicaStats {
-            replica: self.target.name(),
-            sessions: self.connected.load(Ordering::Relaxed),
-            fuse: fuse.map(|failure| failure.reason.clone()),
-            removals_waiting,
-            next_removal_seconds,
-            meddled: lock(&self.meddled).clone(),
-            compressed: Some(*lock(&self.compressed)).filter(|both| both.plain_bytes > 0),
-            queue,
-            confirmed_total: stages.last().map_or(0, |confirmed| confirmed.count),
-            lag_p50_seconds,
-            lag_p99_seconds,
-            sent_bytes: self.traffic[0].load(Ordering::Relaxed),
-            received_bytes: self.traffic[1].load(Ordering::Relaxed),
-            mailboxes: self.names().len(),
-            fatal: lock(&self.fatal).clone(),
-            stages,
-        }
-    }
-}
-
-struct Worker {
-    shared: Arc<Shared>,
-    stopping: Arc<AtomicBool>,
-    reconnect_most: Duration,
-    stop_on_fatal: bool,
-}
-
-type Session = Box<dyn crate::model::Replica>;
-
-/// Figures of a session that are in the sums already.
-#[derive(Default)]
-struct Counted {
-    traffic: (u64, u64),
-    compressed: (u64, u64),
-}
-
-impl Worker {
-    fn run(&self) {
-        let mut session: Option<Session> = None;
-        let mut counted = Counted::default();
-        loop {
-            match self.shared.queue.take(self.shared.doubts_due()) {
-                Ok(None) => break,
-                Err(queue::IdleTimeout) => {
-                    if session.as_mut().is_some_and(|session| session.ping().is_err()) {
-                        self.drop_session(&mut session);
-                    }
-                }
-                Ok(Some(job)) => {
-                    if session.is_none() {
-                        session = self.connect();
-                        counted = Counted::default();
-                    }
-                    self.work(job, &mut session);
-                    self.count(&session, &mut counted);
-                }
-            }
-        }
-        if let Some(session) = session {
-            self.shared.connected.fetch_sub(1, Ordering::Relaxed);
-            session.close();
-        }
-    }
-
-    fn count(&self, session: &Option<Session>, counted: &mut Counted) {
-        if let Some(session) = session {
-            let now = session.traffic();
-            self.shared.traffic[0].fetch_add(now.0.saturating_sub(counted.traffic.0), Ordering::Relaxed);
-            self.shared.traffic[1].fetch_add(now.1.saturating_sub(counted.traffic.1), Ordering::Relaxed);
-            counted.traffic = now;
-            if let Some((plain, sent)) = session.compression() {
-                let mut sum = lock(&self.shared.compressed);
-                sum.plain_bytes += plain.saturating_sub(counted.compressed.0);
-                sum.sent_bytes += sent.saturating_sub(counted.compressed.1);
-                counted.compressed = (plain, sent);
-            }
-        }
-    }
-
-    fn work(&self, mut job: Job, session: &mut Option<Session>) {
-        job.slots.extend(self.shared.at_work(&job.lane).map(|slot| (job.lane.clone(), slot)));
-        let (outcomes, lost) = match session {
-            None => (job.items.drain(..).map(|(item, at)| (item, at, Outcome::Requeue, None)).collect(), None),
-            Some(session) => push::Pusher::new(&self.shared, &mut **session).run(&mut job),
-        };
-        let slots = std::mem::take(&mut job.slots);
-        if let Some(error) = lost {
-            // What was sent may still be carried out, by a server process that does not know we are gone.
-            let now = Instant::now();
-            slots.into_iter().for_each(|(lane, slot)| self.shared.doubts.add(lane, Some(slot), now));
-            self.trouble(&error, Duration::ZERO);
-            self.drop_session(session);
-        }
-        self.shared.queue.finish(job, outcomes);
-    }
-
-    fn drop_session(&self, session: &mut Option<Session>) {
-        if session.take().is_some() {
-            self.shared.connected.fetch_sub(1, Ordering::Relaxed);
-        }
-    }
-
-    fn trouble(&self, error: &ReplicaError, retry_in: Duration) {
-        let (replica, cause) = (self.shared.target.name(), error.to_string());
-        let mut told = lock(&self.shared.told);
-        if told.as_ref().is_some_and(|(last, at)| *last == cause && at.elapsed() < TELL_AGAIN) {
-            return;
-        }
-        *told = Some((cause.clone(), Instant::now()));
-        drop(told);
-        (self.shared.events)(&Event::Disconnected { replica: &replica, cause, retry_in });
-    }
-
-    /// Opens a session; keeps trying, with growing pauses, until it works or we are told to stop.
-    fn connect(&self) -> Option<Session> {
-        let mut pause = Duration::from_millis(100);
-        loop {
-            match pulse::abroad(|| fence::open(&*self.shared.target)) {
-                Ok(session) => {
-                    *lock(&self.shared.fatal) = None;
-                    self.shared.connected.fetch_add(1, Ordering::Relaxed);
-                    (self.shared.events)(&Event::Connected { replica: &self.shared.target.name() });
-                    return Some(Box::new(watched::Watched(session)));
-                }
-                Err(error) => {
-                    self.trouble(&error, pause);
-                    let fatal = error.is_fatal();
-                    *lock(&self.shared.fatal) = Some(error.to_string());
-                    if self.stop_on_fatal && (fatal || pause > Duration::from_secs(2)) {
-                        self.shared.queue.close();
-                        return None;
-                    }
-                    let (failed_at, until) = (Instant::now(), Instant::now() + pause);
-                    while Instant::now() < until
-                        && lock(&self.shared.reconnect_now).is_none_or(|asked_at| asked_at < failed_at)
-                    {
-                        if self.stopping.load(Ordering::Relaxed) {
-                            return None;
-                        }
-                        pulse::beat();
-                        std::thread::sleep(Duration::from_millis(20).min(pause));
-                    }
-                    pause = (pause * 2).min(self.reconnect_most);
-                }
-            }
-        }
     }
 }

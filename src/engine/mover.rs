@@ -1,10 +1,11 @@
 //! What a move of a user from some replicas to another needs of the engine: fill, look whether it is quiet, compare, and
 //! take away what is certainly elsewhere. When each may happen is decided by whoever keeps the book of moves.
 
+use super::fuse::FUSE;
 use super::push::{JobError, NoBodies};
 use super::queue::{Item, Lane};
 use super::verify::{Depth, Extent, VerifyError, verify};
-use super::{Engine, FUSE, Shared};
+use super::{Engine, Shared};
 use crate::model::{MboxName, QuotaRoot, Replica, ReplicaError, Step, StoreError, UniqueId, UserId};
 use std::collections::HashSet;
 use std::sync::Arc;

@@ -1,5 +1,9 @@
 //! The engine with a source and a replica in memory: names, conflicts, cuts, random histories.
 
+mod fuses;
+mod older;
+mod scans;
+
 use super::fake::{Content, FakeStore, FakeTarget};
 use super::*;
 use crate::model::*;
@@ -465,53 +469,6 @@ fn one_bad_mailbox_stops_nobody() {
 }
 
 #[test]
-fn a_mass_removal_trips_the_fuse() {
-    let rig = Rig::new();
-    rig.store.change(|content| {
-        make(content, "i", "user.a", 1);
-        (0..200).for_each(|n| make(content, &format!("m{n}"), &format!("user.a.m{n}"), 0));
-    });
-    rig.sync();
-    rig.store
-        .change(|content| (0..90).for_each(|n| drop(content.mailboxes.remove(&UniqueId::from(&*format!("m{n}"))))));
-    rig.notice(DirtyKey::MailboxList);
-    rig.engine().settle(1, Some(Duration::from_secs(20)));
-    let left = rig.target.held.lock().expect("lock").mailboxes.len();
-    assert!((150..=152).contains(&left), "{left} mailboxes are left");
-    assert!(rig.engine().stats()[0].queue.failed.iter().all(|failure| failure.reason.contains("spooltap allow")));
-    assert!(rig.engine().stats()[0].fuse.is_some());
-    let count = rig.engine().allow_removals(None, Duration::from_secs(60)).expect("allows");
-    assert!(count > 0, "{count}");
-    assert!(rig.engine().settle(2, Some(Duration::from_secs(20))));
-    rig.assert_equal();
-    assert!(rig.engine().stats()[0].fuse.is_none());
-}
-
-#[test]
-fn a_small_list_that_is_another_one_removes_nothing() {
-    let rig = Rig::new();
-    rig.store.change(|content| (0..15).for_each(|n| make(content, &format!("m{n}"), &format!("user.a{n}"), 1)));
-    rig.sync();
-    rig.store.change(|content| {
-        content.mailboxes.clear();
-        (0..15).for_each(|n| make(content, &format!("n{n}"), &format!("user.b{n}"), 1));
-    });
-    rig.notice(DirtyKey::MailboxList);
-    rig.engine().settle(1, Some(Duration::from_secs(20)));
-    let left = rig
-        .target
-        .held
-        .lock()
-        .expect("lock")
-        .mailboxes
-        .keys()
-        .filter(|name| name.to_string().contains("user.a"))
-        .count();
-    assert_eq!(left, 15);
-    assert!(rig.engine().stats()[0].fuse.as_ref().is_some_and(|fuse| fuse.contains("vanished")));
-}
-
-#[test]
 fn changes_made_on_the_replica_are_overruled_and_its_mail_is_kept() {
     let rig = Rig::new();
     rig.store.change(|content| {
@@ -675,96 +632,6 @@ fn act(rig: &mut Rig, change: &Change, fresh: &mut u32) {
 }
 
 #[test]
-fn what_an_older_replica_cannot_hold_is_refused_until_it_is_allowed() {
-    let mut rig = Rig::new();
-    rig.target.held.lock().expect("lock").old = true;
-    rig.store.change(|content| {
-        make(content, "i1", "user.u1", 2);
-        make(content, "i2", "user.u2", 2);
-        let records = &mut content.mailboxes.get_mut(&UniqueId::from("i2")).expect("is there").records;
-        records[0].annotations = vec![Annotation { entry: b"/comment".to_vec(), value: b"x".to_vec(), ..note() }];
-        records[1].savedate = 1_600_000_000;
-        let limits = [(QuotaResource::Storage, 10), (QuotaResource::Message, 20)].into();
-        content.quotas.insert(QuotaRoot::new(b"user.u1"), QuotaLimits { limits, modseq: 0 });
-        content.server_annotations = vec![Annotation { entry: b"/motd".to_vec(), value: b"x".to_vec(), ..note() }];
-    });
-    rig.notice(DirtyKey::Annotations);
-    rig.sync();
-    let mut failed: Vec<String> =
-        rig.engine().stats()[0].queue.failed.iter().map(|failure| failure.reason.clone()).collect();
-    failed.sort();
-    assert_eq!(
-        failed,
-        [
-            "quota root user.u1: the replica is too old for the limits of Message; nothing of it is sent; take a newer \
-             replica, or --allow-loss",
-            "the server: the replica is too old for the 1 annotations of the server; nothing of it is sent; take a newer \
-             replica, or --allow-loss",
-            "user.u2: the replica is too old for the annotations of 1 messages and dates of saving of 1 messages; nothing \
-             of it is sent; take a newer replica, or --allow-loss",
-        ]
-    );
-    let names = |rig: &Rig| {
-        let held = rig.target.held.lock().expect("lock");
-        held.mailboxes.keys().map(MboxName::to_string).collect::<Vec<_>>()
-    };
-    assert_eq!(names(&rig), ["user.u1"], "its neighbour went through");
-
-    rig.engine.take().expect("runs").stop(Duration::from_secs(5));
-    (rig.state, rig.allow_loss) = (None, true);
-    rig.start();
-    rig.engine().scan();
-    rig.sync();
-    assert!(rig.engine().stats()[0].queue.failed.is_empty());
-    assert_eq!(names(&rig), ["user.u1", "user.u2"]);
-    let held = rig.target.held.lock().expect("lock");
-    let there = &held.mailboxes[&MboxName::from("user.u2")];
-    let records = there.records.as_ref().expect("records");
-    assert!(records.len() == 2 && records.iter().all(|record| record.annotations.is_empty() && record.savedate == 0));
-    let limits = &held.quotas[&QuotaRoot::new(b"user.u1")].limits;
-    assert_eq!(limits.keys().collect::<Vec<_>>(), [&QuotaResource::Storage]);
-}
-
-#[test]
-fn what_an_older_replica_does_not_list_is_asked_for_and_what_it_does_not_take_is_told() {
-    let mut rig = Rig::new();
-    rig.target.held.lock().expect("lock").old = true;
-    rig.store.change(|content| {
-        make(content, "i", "user.a", 1);
-        make(content, "gone", "DELETED.user.a.x.5", 2);
-    });
-    rig.sync();
-    let verified = |rig: &Rig| {
-        let (caps, mut session) = (rig.target.capabilities(), rig.target.open().expect("opens"));
-        let extent = super::Extent::default();
-        super::verify(&*rig.store, &mut *session, &caps, None, extent, &mut |_, _| ()).expect("verifies")
-    };
-    let report = verified(&rig);
-    assert!(report.differences.is_empty() && report.not_held.is_empty() && report.mailboxes == 2, "{report:?}");
-
-    // A state that was lost: nothing is sent again.
-    rig.engine.take().expect("runs").stop(Duration::from_secs(5));
-    rig.state = None;
-    rig.dir = tempfile::tempdir().expect("temporary directory");
-    rig.start();
-    rig.engine().scan();
-    rig.sync();
-    rig.assert_equal();
-    assert_eq!(rig.target.held.lock().expect("lock").bodies_received, 3);
-
-    rig.store.change(|content| {
-        let head = &mut content.mailboxes.get_mut(&UniqueId::from("i")).expect("is there").head;
-        (head.options.0, head.highestmodseq.0) = (5, head.highestmodseq.0 + 1);
-    });
-    rig.sync();
-    rig.assert_equal();
-    let report = verified(&rig);
-    assert!(report.differences.is_empty(), "{report:?}");
-    let told = "changed options: source \"PS\", replica \"\", as the mailbox was made there";
-    assert_eq!(report.not_held, [("user.a".to_owned(), told.to_owned())]);
-}
-
-#[test]
 fn an_annotation_that_follows_its_mailbox_late_is_not_missed() {
     let rig = Rig::new();
     let change = |name: &str, annotations: Vec<Annotation>| {
@@ -786,95 +653,6 @@ fn an_annotation_that_follows_its_mailbox_late_is_not_missed() {
         assert!(rig.engine().settle(8, Some(Duration::from_secs(20))), "{:?}", rig.engine().stats());
         let held = rig.target.held.lock().expect("lock");
         assert_eq!(held.mailboxes[&MboxName::from("shared.b")].annotations, annotations);
-    }
-}
-
-#[test]
-fn what_interrupts_a_scan_costs_no_second_look() {
-    let rig = Rig::new();
-    rig.store.change(|content| (0..5).for_each(|n| make(content, &format!("i{n}"), &format!("user.u{n}"), 1)));
-    rig.engine().scan();
-    rig.sync();
-    let (before, failing) = rig.store.change(|content| {
-        content.quotas_fail = 2;
-        (content.marks, content.mailboxes.len())
-    });
-    rig.engine().scan();
-    let (marks, left) = rig.store.change(|content| (content.marks - before, content.quotas_fail));
-    assert_eq!((marks, left), (failing, 0), "each mailbox once, and the scan came to its end");
-}
-
-#[test]
-fn a_scan_keeps_its_rate_and_notices_get_between() {
-    let mut rig = Rig::new();
-    rig.store.change(|content| (0..12).for_each(|n| make(content, &format!("i{n:02}"), &format!("shared.u{n:02}"), 1)));
-    rig.engine().scan();
-    rig.sync();
-    rig.engine.take().expect("runs").stop(Duration::from_secs(5));
-    rig.state = None;
-    rig.scan_pace = ScanPace { per_second: 4, busy_percent: 0 };
-    rig.start();
-    let since = Instant::now();
-    let scanned = rig.engine().begin_scan();
-    rig.store.change(|content| append(content.mailboxes.get_mut(&UniqueId::from("i11")).expect("is there")));
-    rig.notice(DirtyKey::Mailbox(MailboxRef::Id("i11".into())));
-    let arrives =
-        || rig.target.held.lock().expect("lock").mailboxes[&MboxName::from("shared.u11")].head.last_uid.0 == 2;
-    while !arrives() {
-        assert!(since.elapsed() < Duration::from_secs(20), "{:?}", rig.engine().stats());
-        std::thread::sleep(Duration::from_millis(5));
-    }
-    assert!(scanned.try_recv() == Err(mpsc::TryRecvError::Empty), "the change did not wait for the scan");
-    let _ = scanned.recv();
-    assert!(since.elapsed() >= Duration::from_millis(2500), "{:?} for 12 mailboxes", since.elapsed());
-}
-
-/// Without the look at the list before a partial scan, what changed elsewhere would be taken for known.
-#[test]
-fn a_scan_of_one_place_swallows_no_change_of_another() {
-    let rig = Rig::new();
-    rig.store.change(|content| {
-        make(content, "i1", "user.u1", 1);
-        make(content, "i2", "shared.old", 1);
-    });
-    rig.engine().scan();
-    rig.sync();
-    rig.store.change(|content| {
-        content.mailboxes.get_mut(&"i2".into()).expect("is there").head.name = "shared.new".into();
-    });
-    rig.notice(DirtyKey::Rescan(Scope::Below("user.u1".into())));
-    rig.notice(DirtyKey::MailboxList);
-    assert!(rig.engine().settle(8, Some(Duration::from_secs(20))), "{:?}", rig.engine().stats());
-    let held = rig.target.held.lock().expect("lock");
-    assert!(held.mailboxes.contains_key(&MboxName::from("shared.new")), "{:?}", held.mailboxes.keys());
-}
-
-#[test]
-fn what_is_told_in_the_middle_of_a_transaction_is_read_after_it() {
-    // Fails without `unless_settled` in `Router::notices`: the one notice is spent on what was there before.
-    let rig = Rig::new();
-    rig.store.change(|content| make(content, "i", "shared.a", 1));
-    rig.engine().scan();
-    rig.sync();
-    rig.store.change(|content| content.busy.insert(DirtyKey::Annotations));
-    rig.notice(DirtyKey::Annotations);
-    assert!(rig.engine().settle(8, Some(Duration::from_secs(20))), "{:?}", rig.engine().stats());
-    // Nobody may conclude meanwhile that all is done.
-    let open = || rig.engine().stats()[0].queue.oldest_seconds;
-    assert!(open() > 0.0);
-    let mine = vec![Annotation { entry: b"/comment".to_vec(), value: b"x".to_vec(), ..note() }];
-    rig.store.change(|content| {
-        content.mailboxes.values_mut().for_each(|mailbox| mailbox.annotations = mine.clone());
-        content.busy.clear();
-    });
-    let begun = Instant::now();
-    while rig.target.held.lock().expect("lock").mailboxes[&MboxName::from("shared.a")].annotations != mine {
-        assert!(begun.elapsed() < Duration::from_secs(20), "{:?}", rig.engine().stats());
-        std::thread::sleep(Duration::from_millis(1));
-    }
-    while open() > 0.0 {
-        assert!(begun.elapsed() < Duration::from_secs(20), "{:?}", rig.engine().stats());
-        std::thread::sleep(Duration::from_millis(1));
     }
 }
 

@@ -12,6 +12,7 @@ mod intents;
 mod owner;
 mod promotions;
 mod receipt;
+mod receipts;
 mod store;
 
 pub use at_work::Slot;
@@ -19,4 +20,5 @@ pub use inspect::{Counts, Entry, Report, StateFile};
 pub use owner::hand_over;
 pub use promotions::Promotions;
 pub use receipt::{Lift, MailboxReceipt, UserReceipt};
-pub use store::{Health, ReplicaState, State, StateError};
+pub use receipts::ReplicaState;
+pub use store::{Health, State, StateError};

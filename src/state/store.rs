@@ -1,13 +1,13 @@
 //! The database behind the receipts.
 
-use super::at_work::{AtWork, Slot};
+use super::ReplicaState;
+use super::at_work::AtWork;
 use super::intents::Intents;
-use super::{MailboxReceipt, UserReceipt};
-use crate::model::{Annotation, MboxName, Memory, Pulse, QuotaLimits, QuotaRoot, UniqueId, UserId, pulse};
+use crate::model::{Memory, Pulse, pulse};
 use redb::{Database, DatabaseError, ReadTransaction, ReadableDatabase, ReadableTable, TableDefinition};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock};
 use std::thread::JoinHandle;
@@ -57,12 +57,12 @@ struct Buffer {
     hurry: bool,
 }
 
-struct Inner {
+pub(super) struct Inner {
     /// `None` only while it cannot be opened anew.
     db: RwLock<Option<Database>>,
     path: PathBuf,
-    begun: Intents,
-    at_work: AtWork,
+    pub(super) begun: Intents,
+    pub(super) at_work: AtWork,
     buffer: Mutex<Buffer>,
     wake: Condvar,
     /// Why the last commit failed.
@@ -93,13 +93,6 @@ pub struct State {
     inner: Arc<Inner>,
     writer: Option<JoinHandle<()>>,
     pulse: Arc<Pulse>,
-}
-
-/// Receipts of one replica. What is put after the `State` was dropped stays in memory.
-#[derive(Clone)]
-pub struct ReplicaState {
-    inner: Arc<Inner>,
-    name: Vec<u8>,
 }
 
 impl State {
@@ -308,12 +301,12 @@ impl Inner {
         self.buffer.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn put(&self, key: Vec<u8>, value: Option<Vec<u8>>) {
+    pub(super) fn put(&self, key: Vec<u8>, value: Option<Vec<u8>>) {
         self.put_all(std::iter::once((key, value)));
     }
 
     /// In one transaction: what is in the overlay at one moment is committed together.
-    fn put_all(&self, entries: impl Iterator<Item = (Vec<u8>, Option<Vec<u8>>)>) {
+    pub(super) fn put_all(&self, entries: impl Iterator<Item = (Vec<u8>, Option<Vec<u8>>)>) {
         let mut buffer = self.lock();
         buffer.generation += 1;
         let generation = buffer.generation;
@@ -327,7 +320,7 @@ impl Inner {
         }
     }
 
-    fn get(&self, key: &[u8]) -> Option<Vec<u8>> {
+    pub(super) fn get(&self, key: &[u8]) -> Option<Vec<u8>> {
         if let Some((_, value)) = self.lock().overlay.get(key) {
             return value.clone();
         }
@@ -337,7 +330,7 @@ impl Inner {
     }
 
     /// The entries of these keys, in their order.
-    fn get_all(&self, keys: impl Iterator<Item = Vec<u8>>, call: &mut dyn FnMut(Option<&[u8]>)) {
+    pub(super) fn get_all(&self, keys: impl Iterator<Item = Vec<u8>>, call: &mut dyn FnMut(Option<&[u8]>)) {
         let keys: Vec<Vec<u8>> = keys.collect();
         let fresh: Overlay = {
             let buffer = self.lock();
@@ -360,7 +353,7 @@ impl Inner {
     }
 
     /// Every entry whose key begins with `prefix`.
-    fn each(&self, prefix: &[u8], call: &mut dyn FnMut(&[u8], &[u8])) {
+    pub(super) fn each(&self, prefix: &[u8], call: &mut dyn FnMut(&[u8], &[u8])) {
         let overlay: BTreeMap<Vec<u8>, Option<Vec<u8>>> = self
             .lock()
             .overlay
@@ -478,7 +471,7 @@ impl Inner {
         }
     }
 
-    fn flush(&self) {
+    pub(super) fn flush(&self) {
         let mut buffer = self.lock();
         let upto = buffer.generation;
         while buffer.durable < upto && !buffer.overlay.is_empty() && !buffer.stop {
@@ -494,7 +487,7 @@ impl Inner {
 /// First byte of every value.
 const VALUE_VERSION: u8 = 1;
 
-fn pack<T: Serialize>(value: &T) -> Option<Vec<u8>> {
+pub(super) fn pack<T: Serialize>(value: &T) -> Option<Vec<u8>> {
     let mut out = vec![VALUE_VERSION];
     out.extend(postcard::to_stdvec(value).ok()?);
     Some(out)
@@ -505,365 +498,6 @@ pub(super) fn unpack<T: DeserializeOwned>(bytes: &[u8]) -> Option<T> {
     postcard::from_bytes(bytes.strip_prefix(&[VALUE_VERSION])?).ok()
 }
 
-impl ReplicaState {
-    fn prefix(&self, kind: Kind) -> Vec<u8> {
-        let mut key = Vec::with_capacity(self.name.len() + 32);
-        key.push(kind as isize as u8);
-        key.extend_from_slice(&self.name);
-        key.push(0);
-        key
-    }
-
-    fn key(&self, kind: Kind, id: &[u8]) -> Vec<u8> {
-        let mut key = self.prefix(kind);
-        key.extend_from_slice(id);
-        key
-    }
-
-    fn read<T: DeserializeOwned>(&self, kind: Kind, id: &[u8]) -> Option<T> {
-        unpack(&self.inner.get(&self.key(kind, id))?)
-    }
-
-    fn write<T: Serialize>(&self, kind: Kind, id: &[u8], value: &T) {
-        self.inner.put(self.key(kind, id), pack(value));
-    }
-
-    fn remove(&self, kind: Kind, id: &[u8]) {
-        self.inner.put(self.key(kind, id), None);
-    }
-
-    fn each<T: DeserializeOwned>(&self, kind: Kind, call: &mut dyn FnMut(&[u8], T)) {
-        let prefix = self.prefix(kind);
-        self.inner.each(&prefix, &mut |key, value| {
-            if let (Some(id), Some(value)) = (key.strip_prefix(prefix.as_slice()), unpack(value)) {
-                call(id, value);
-            }
-        });
-    }
-
-    fn read_all<'a, T: DeserializeOwned>(&self, kind: Kind, ids: impl Iterator<Item = &'a [u8]>) -> Vec<Option<T>> {
-        let mut out = Vec::with_capacity(ids.size_hint().0);
-        self.inner.get_all(ids.map(|id| self.key(kind, id)), &mut |value| out.push(value.and_then(unpack)));
-        out
-    }
-
-    pub fn mailbox(&self, id: &UniqueId) -> Option<MailboxReceipt> {
-        self.read(Kind::Mailbox, id.as_bytes())
-    }
-
-    /// Those of several mailboxes, in their order.
-    pub fn mailboxes_of<'a>(&self, ids: impl Iterator<Item = &'a UniqueId>) -> Vec<Option<MailboxReceipt>> {
-        self.read_all(Kind::Mailbox, ids.map(UniqueId::as_bytes))
-    }
-
-    pub fn put_mailbox(&self, id: &UniqueId, receipt: &MailboxReceipt) {
-        self.write(Kind::Mailbox, id.as_bytes(), receipt);
-    }
-
-    /// Said before a mailbox is made on the replica, or taken away; known at once to whoever comes after us. The name of one
-    /// that cannot be found by its owner is remembered as well.
-    pub fn begin_mailbox(&self, id: &UniqueId, shared_name: Option<&MboxName>) {
-        self.inner.begun.add(&self.key(Kind::Mailbox, id.as_bytes()), shared_name);
-    }
-
-    /// Under which names mailboxes that cannot be found by their owner were begun.
-    pub fn begun_names(&self) -> Vec<MboxName> {
-        self.inner.begun.names()
-    }
-
-    /// Said before anything is sent for this lane; dropped when all of it was answered.
-    pub fn at_work(&self, lane: &[u8]) -> Option<Slot> {
-        let mut what = self.slot_prefix();
-        what.extend(lane);
-        self.inner.at_work.take(what)
-    }
-
-    /// Lanes that were at work when the one before us died, or that it was not sure of at its end.
-    pub fn left_at_work(&self) -> Vec<(Slot, Vec<u8>)> {
-        let prefix = self.slot_prefix();
-        let mut out = Vec::new();
-        for (slot, what) in self.inner.at_work.left() {
-            match what.strip_prefix(prefix.as_slice()) {
-                Some(lane) => out.push((slot, lane.to_vec())),
-                None => slot.keep(),
-            }
-        }
-        out
-    }
-
-    fn slot_prefix(&self) -> Vec<u8> {
-        blake3::hash(&self.name).as_bytes().to_vec()
-    }
-
-    /// We have a receipt of it, or had begun to bring it there.
-    pub fn is_ours(&self, id: &UniqueId) -> bool {
-        self.inner.begun.has(&self.key(Kind::Mailbox, id.as_bytes())) || self.mailbox(id).is_some()
-    }
-
-    pub fn remove_mailbox(&self, id: &UniqueId) {
-        self.remove(Kind::Mailbox, id.as_bytes());
-    }
-
-    /// All mailboxes with their names on the replica.
-    pub fn mailboxes(&self) -> Vec<(UniqueId, MboxName)> {
-        let mut out = Vec::new();
-        self.for_each_mailbox(&mut |id, receipt| out.push((id, receipt.view.head.name)));
-        out
-    }
-
-    /// Every mailbox there is a receipt of.
-    pub fn each_mailbox_id(&self, call: &mut dyn FnMut(UniqueId)) {
-        let prefix = self.prefix(Kind::Mailbox);
-        self.inner.each(&prefix, &mut |key, _| {
-            key.strip_prefix(prefix.as_slice()).into_iter().for_each(|id| call(UniqueId::new(id)))
-        });
-    }
-
-    pub fn for_each_mailbox(&self, call: &mut dyn FnMut(UniqueId, MailboxReceipt)) {
-        self.each(Kind::Mailbox, &mut |id, receipt| call(UniqueId::new(id), receipt));
-    }
-
-    /// Mailboxes that are to be removed, and since when (seconds since 1970) the source has them no more.
-    pub fn removals(&self) -> Vec<(UniqueId, u64)> {
-        let prefix = self.prefix(Kind::Removal);
-        let mut out = Vec::new();
-        self.inner.each(&prefix, &mut |key, value| {
-            if let (Some(id), Some(since)) = (key.strip_prefix(&*prefix), unpack(value)) {
-                out.push((UniqueId::new(id), since));
-            }
-        });
-        out
-    }
-
-    pub fn put_removal(&self, id: &UniqueId, since: u64) {
-        self.write(Kind::Removal, id.as_bytes(), &since);
-    }
-
-    pub fn remove_removal(&self, id: &UniqueId) {
-        self.remove(Kind::Removal, id.as_bytes());
-    }
-
-    pub fn user(&self, user: &UserId) -> Option<UserReceipt> {
-        self.read(Kind::User, user.as_bytes())
-    }
-
-    /// Those of several users, in their order.
-    pub fn users_of<'a>(&self, users: impl Iterator<Item = &'a UserId>) -> Vec<Option<UserReceipt>> {
-        self.read_all(Kind::User, users.map(UserId::as_bytes))
-    }
-
-    pub fn put_user(&self, user: &UserId, receipt: &UserReceipt) {
-        self.write(Kind::User, user.as_bytes(), receipt);
-    }
-
-    pub fn remove_user(&self, user: &UserId) {
-        self.remove(Kind::User, user.as_bytes());
-    }
-
-    pub fn quota(&self, root: &QuotaRoot) -> Option<QuotaLimits> {
-        self.read(Kind::Quota, root.as_bytes())
-    }
-
-    pub fn quotas(&self) -> BTreeMap<QuotaRoot, QuotaLimits> {
-        let mut out = BTreeMap::new();
-        self.each(Kind::Quota, &mut |root, limits| {
-            out.insert(QuotaRoot::new(root), limits);
-        });
-        out
-    }
-
-    /// The quota roots whose names begin in one of these ways; all where none is given. Sorted.
-    pub fn quota_roots(&self, starts: &BTreeSet<MboxName>) -> Vec<QuotaRoot> {
-        let prefix = self.prefix(Kind::Quota);
-        let mut out = BTreeSet::new();
-        let whole = BTreeSet::from([MboxName::default()]);
-        for start in if starts.is_empty() { &whole } else { starts } {
-            self.inner.each(&[prefix.as_slice(), start.as_bytes()].concat(), &mut |key, _| {
-                out.extend(key.strip_prefix(prefix.as_slice()).map(QuotaRoot::new));
-            });
-        }
-        out.into_iter().collect()
-    }
-
-    pub fn put_quota(&self, root: &QuotaRoot, limits: &QuotaLimits) {
-        self.write(Kind::Quota, root.as_bytes(), limits);
-    }
-
-    pub fn remove_quota(&self, root: &QuotaRoot) {
-        self.remove(Kind::Quota, root.as_bytes());
-    }
-
-    /// `None` before the first confirmation.
-    pub fn server_annotations(&self) -> Option<Vec<Annotation>> {
-        self.read(Kind::Server, b"")
-    }
-
-    pub fn put_server_annotations(&self, annotations: &[Annotation]) {
-        self.write(Kind::Server, b"", &annotations.to_vec());
-    }
-
-    /// The replica's content of this lane was looked at once.
-    pub fn primed(&self, lane: &str) -> bool {
-        self.read::<bool>(Kind::Primed, lane.as_bytes()).unwrap_or(false)
-    }
-
-    /// The same of several lanes, in their order.
-    pub fn primed_of<'a>(&self, lanes: impl Iterator<Item = &'a str>) -> Vec<bool> {
-        let primed = self.read_all::<bool>(Kind::Primed, lanes.map(str::as_bytes));
-        primed.into_iter().map(|primed| primed.unwrap_or(false)).collect()
-    }
-
-    pub fn set_primed(&self, lane: &str) {
-        self.write(Kind::Primed, lane.as_bytes(), &true);
-    }
-
-    /// What the replica has in this lane is to be asked anew.
-    pub fn unset_primed(&self, lane: &str) {
-        self.remove(Kind::Primed, lane.as_bytes());
-    }
-
-    /// Returns when everything written so far is durable.
-    pub fn flush(&self) {
-        self.inner.flush();
-    }
-}
-
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::model::{MailboxHead, MailboxView, ModSeq};
-
-    fn receipt(name: &str, modseq: u64) -> MailboxReceipt {
-        let head = MailboxHead { name: name.into(), highestmodseq: ModSeq(modseq), ..MailboxHead::default() };
-        MailboxReceipt { view: MailboxView { head, ..MailboxView::default() }, ..MailboxReceipt::default() }
-    }
-
-    #[test]
-    fn what_was_put_is_there_at_once_and_after_a_restart() {
-        let dir = tempfile::tempdir().expect("directory");
-        {
-            let state = State::open(dir.path(), "store").expect("opens");
-            let replica = state.replica("r");
-            replica.put_mailbox(&"a".into(), &receipt("user.a", 3));
-            replica.put_mailbox(&"b".into(), &receipt("user.b", 4));
-            assert_eq!(replica.mailbox(&"a".into()), Some(receipt("user.a", 3)));
-            state.flush();
-            replica.put_mailbox(&"a".into(), &receipt("user.a", 5));
-            replica.remove_mailbox(&"b".into());
-            assert_eq!(replica.mailboxes(), [("a".into(), "user.a".into())]);
-            assert_eq!(state.replica("other").mailboxes(), []);
-        }
-        let state = State::open(dir.path(), "store").expect("opens again");
-        assert_eq!(state.replica("r").mailbox(&"a".into()), Some(receipt("user.a", 5)));
-        assert_eq!(state.replica("r").mailbox(&"b".into()), None);
-    }
-
-    #[test]
-    fn several_are_asked_for_at_once() {
-        let dir = tempfile::tempdir().expect("directory");
-        let state = State::open(dir.path(), "store").expect("opens");
-        let replica = state.replica("r");
-        for (id, modseq) in [("a", 1), ("b", 2), ("c", 3)] {
-            replica.put_mailbox(&id.into(), &receipt("user.x", modseq));
-        }
-        state.flush();
-        // In the file, in memory only, taken away in memory only, never there.
-        replica.put_mailbox(&"b".into(), &receipt("user.x", 5));
-        replica.remove_mailbox(&"c".into());
-        let ids: [UniqueId; 4] = ["d", "c", "b", "a"].map(Into::into);
-        let found = replica.mailboxes_of(ids.iter());
-        assert_eq!(found, [None, None, Some(receipt("user.x", 5)), Some(receipt("user.x", 1))]);
-        let mut all = Vec::new();
-        replica.each_mailbox_id(&mut |id| all.push(id));
-        assert_eq!(all, ids[2..].iter().rev().cloned().collect::<Vec<_>>());
-        replica.set_primed("user x");
-        assert_eq!(replica.primed_of(["user y", "user x"].into_iter()), [false, true]);
-    }
-
-    #[test]
-    fn another_store_or_a_damaged_file_starts_afresh() {
-        let dir = tempfile::tempdir().expect("directory");
-        State::open(dir.path(), "one").expect("opens").replica("r").put_mailbox(&"a".into(), &receipt("user.a", 1));
-        let state = State::open(dir.path(), "two").expect("opens");
-        assert_eq!(state.replica("r").mailboxes(), []);
-        drop(state);
-        std::fs::write(dir.path().join("state.redb"), b"not a database").expect("writes");
-        let state = State::open(dir.path(), "two").expect("opens");
-        assert_eq!(state.replica("r").mailboxes(), []);
-    }
-
-    #[test]
-    fn after_a_death_no_lane_counts_as_looked_at() {
-        let dir = tempfile::tempdir().expect("directory");
-        let primed = |dir: &Path| {
-            let state = State::open(dir, "one").expect("opens");
-            (state.replica("r").primed("user u1"), state.replica("r").mailbox(&"a".into()).is_some())
-        };
-        let state = State::open(dir.path(), "one").expect("opens");
-        state.replica("r").set_primed("user u1");
-        state.replica("r").put_mailbox(&"a".into(), &receipt("user.a", 1));
-        state.flush();
-        // What is on the disk while it is open is what a killed process leaves.
-        let killed = tempfile::tempdir().expect("directory");
-        std::fs::copy(dir.path().join("state.redb"), killed.path().join("state.redb")).expect("copies");
-        drop(state);
-        assert_eq!(primed(dir.path()), (true, true));
-        assert_eq!(primed(dir.path()), (true, true));
-        assert_eq!(primed(killed.path()), (false, true));
-    }
-
-    #[test]
-    fn what_was_begun_is_known_after_a_death_and_forgotten_after_a_good_end() {
-        let (dir, killed) = (tempfile::tempdir().expect("directory"), tempfile::tempdir().expect("directory"));
-        let ours = |dir: &Path, store: &str| {
-            let state = State::open(dir, store).expect("opens");
-            (state.replica("r").is_ours(&"a".into()), state.replica("other").is_ours(&"a".into()))
-        };
-        let state = State::open(dir.path(), "one").expect("opens");
-        state.replica("r").begin_mailbox(&"a".into(), None);
-        for file in ["state.redb", "begun"] {
-            std::fs::copy(dir.path().join(file), killed.path().join(file)).expect("copies");
-        }
-        drop(state);
-        assert_eq!(ours(dir.path(), "one"), (false, false));
-        let begun = std::fs::read(killed.path().join("begun")).expect("reads");
-        assert_eq!(ours(killed.path(), "one"), (true, false));
-        // Another store's mailboxes are none of ours.
-        std::fs::write(killed.path().join("begun"), begun).expect("writes");
-        assert_eq!(ours(killed.path(), "two"), (false, false));
-    }
-
-    #[test]
-    fn two_processes_cannot_share_it() {
-        let dir = tempfile::tempdir().expect("directory");
-        let _held = State::open(dir.path(), "one").expect("opens");
-        assert!(matches!(State::open(dir.path(), "one"), Err(StateError::Busy { .. })));
-    }
-
-    #[test]
-    fn a_copy_of_what_is_held_can_be_read() {
-        let dir = tempfile::tempdir().expect("directory");
-        assert!(State::open_copy(dir.path(), "one").is_none());
-        let state = State::open(dir.path(), "one").expect("opens");
-        state.replica("r").put_mailbox(&"a".into(), &receipt("user.a", 1));
-        state.memory().put(vec![(b"k".to_vec(), Some(b"v".to_vec()))]);
-        state.flush();
-        let copy = State::open_copy(dir.path(), "one").expect("is copied");
-        assert_eq!(copy.replica("r").mailbox(&"a".into()), Some(receipt("user.a", 1)));
-        assert_eq!(copy.memory().get(b"k"), Some(b"v".to_vec()));
-        copy.memory().put(vec![(b"k".to_vec(), None)]);
-        copy.flush();
-        drop(copy);
-        assert_eq!(state.memory().get(b"k"), Some(b"v".to_vec()));
-        assert!(State::open_copy(dir.path(), "two").is_none());
-        let left = std::fs::read_dir(dir.path()).expect("lists").flatten().filter(|entry| entry.path().is_dir());
-        assert_eq!(left.count(), 0, "nothing is left over");
-    }
-
-    #[test]
-    fn an_entry_that_cannot_be_read_counts_as_absent() {
-        assert_eq!(unpack::<MailboxReceipt>(b"\x02abc"), None);
-        assert_eq!(unpack::<MailboxReceipt>(b"\x01\xff\xff"), None);
-        assert_eq!(unpack::<MailboxReceipt>(b""), None);
-    }
-}
+#[path = "store_tests.rs"]
+mod tests;

@@ -1,14 +1,12 @@
 //! The rolling log of a real Cyrus: consumed without losing or stealing a record, and written as Cyrus writes it.
 
 use super::super::util::imap::{Imap, Line};
-use super::super::util::{CyrusServer, Options, Rules, Spooltap, cyrus, diff, eventually, snapshot};
+use super::super::util::{CyrusServer, Options, Rules, Spooltap, cyrus, diff, eventually, lock, snapshot};
 use super::{Given, roots, start};
-use nix::fcntl::{FcntlArg, fcntl};
-use nix::libc;
 use spooltap::capture::synclog::append;
 use spooltap::capture::{CaptureHandle, Settings};
 use std::collections::BTreeSet;
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, OpenOptions};
 use std::io::Write;
 use std::path::Path;
 use std::process::Command;
@@ -31,18 +29,6 @@ fn lab() -> tempfile::TempDir {
     let dir = tempfile::tempdir().expect("a temporary directory");
     fs::create_dir_all(dir.path().join("conf/sync/tap")).expect("created");
     dir
-}
-
-/// As a process of Cyrus that is writing to it; ends when the file is closed.
-fn lock(file: &File) {
-    let lock = libc::flock {
-        l_type: libc::F_WRLCK as libc::c_short,
-        l_whence: libc::SEEK_SET as libc::c_short,
-        l_start: 0,
-        l_len: 0,
-        l_pid: 0,
-    };
-    fcntl(file, FcntlArg::F_OFD_SETLK(&lock)).expect("locked");
 }
 
 fn set(keys: &[&str]) -> BTreeSet<String> {

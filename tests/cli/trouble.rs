@@ -2,7 +2,7 @@
 
 use super::{check, said};
 use crate::util::diff::Exception;
-use crate::util::{CyrusServer, Options, Rules, Spooltap, Store, cyrus, diff, snapshot, store};
+use crate::util::{CyrusServer, Options, Rules, Spooltap, Store, cyrus, diff, lock, snapshot, store};
 use std::fs;
 use std::path::Path;
 use std::process::Output;
@@ -119,15 +119,7 @@ fn a_partition_that_the_replica_lacks_stops_only_its_mailboxes_and_a_mapping_cur
 /// Holds Cyrus's kind of exclusive lock on a file until it is dropped.
 fn hold(path: &Path) -> fs::File {
     let file = fs::OpenOptions::new().read(true).write(true).open(path).expect("opens");
-    let whole = nix::libc::flock {
-        l_type: nix::libc::F_WRLCK as nix::libc::c_short,
-        l_whence: nix::libc::SEEK_SET as nix::libc::c_short,
-        l_start: 0,
-        l_len: 0,
-        l_pid: 0,
-    };
-    // Bound to this opening of the file: no other thread of the tests can drop it.
-    nix::fcntl::fcntl(&file, nix::fcntl::FcntlArg::F_OFD_SETLKW(&whole)).expect("is locked");
+    lock(&file);
     file
 }
 

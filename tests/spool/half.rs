@@ -1,8 +1,6 @@
 //! A commit of Cyrus is several: what is read in between is not taken for a state of the mailbox.
 
-use crate::util::{CyrusServer, Options, cyrus};
-use nix::fcntl::{FcntlArg, fcntl};
-use nix::libc;
+use crate::util::{CyrusServer, Options, cyrus, lock};
 use spooltap::model::{MailStore, MboxName};
 use spooltap::spool::open_store;
 use std::fs::{self, OpenOptions};
@@ -50,14 +48,7 @@ fn annotations_that_are_ahead_of_their_index_are_not_taken_for_its_state() {
     // In the middle of the second commit, by a writer who takes long.
     fs::write(&index, &before).expect("written");
     let writer = OpenOptions::new().write(true).open(&index).expect("opened");
-    let lock = libc::flock {
-        l_type: libc::F_WRLCK as libc::c_short,
-        l_whence: libc::SEEK_SET as libc::c_short,
-        l_start: 0,
-        l_len: 0,
-        l_pid: 0,
-    };
-    fcntl(&writer, FcntlArg::F_OFD_SETLK(&lock)).expect("locked");
+    lock(&writer);
     let torn = value().expect_err("half a commit");
     assert_eq!(torn.disposition, spooltap::model::Disposition::RetrySoon, "{torn}");
     // The writer died there: that is how it is from now on.

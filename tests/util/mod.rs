@@ -14,6 +14,7 @@ pub mod evidence;
 pub mod full;
 pub mod gate;
 pub mod imap;
+pub mod locks;
 pub mod memory;
 pub mod names;
 pub mod process;
@@ -33,6 +34,7 @@ pub use diff::{Rules, diff};
 pub use evidence::Evidence;
 pub use gate::Gate;
 pub use imap::Imap;
+pub use locks::lock;
 pub use rng::Rng;
 pub use snapshot::{Snapshot, Viewer, snapshot};
 pub use spooltap::Spooltap;
@@ -41,16 +43,18 @@ pub use workload::Workload;
 
 use std::time::{Duration, Instant};
 
-/// Asks again until there is an answer or the time is over.
+/// Asks again until there is an answer or the time is over. Between two questions it sleeps as long as a question takes:
+/// others have to get on as well.
 pub fn eventually<T>(limit: Duration, mut ask: impl FnMut() -> Option<T>) -> Option<T> {
     let end = Instant::now() + limit;
     loop {
+        let asked = Instant::now();
         if let Some(answer) = ask() {
             return Some(answer);
         }
         if Instant::now() >= end {
             return None;
         }
-        std::thread::sleep(Duration::from_millis(5));
+        std::thread::sleep(asked.elapsed().clamp(Duration::from_millis(5), Duration::from_millis(500)));
     }
 }
