@@ -1,5 +1,7 @@
 //! Archives: what a replica must do, what a crash may not do, and whole recordings kept in one and read back.
 
+#[path = "archive/carried.rs"]
+mod carried;
 #[path = "archive/crash.rs"]
 pub(crate) mod crash;
 #[path = "archive/demo.rs"]

@@ -15,6 +15,8 @@ mod hostile;
 mod kill;
 #[path = "serve/names.rs"]
 mod names;
+#[path = "serve/power.rs"]
+mod power;
 #[path = "serve/releases.rs"]
 mod releases;
 #[path = "serve/stores.rs"]

@@ -2,13 +2,22 @@
 
 use super::ArchiveError;
 use super::objects::{Objects, Puts};
+use super::shapes::StoredBody;
 use crate::model::{BodyRef, BodySource, Disposition, MessageGuid, StoreError, Uid};
 use sha1::{Digest, Sha1};
-use std::collections::HashSet;
+use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, HashSet};
 use std::io::Read;
 
 /// Larger bodies travel in parts of this size, so that memory is bounded.
 const PART: usize = 8 << 20;
+
+/// So many bodies, and so many bytes of them, may travel with their records.
+const CARRIED: usize = 16;
+const CARRIED_BYTES: u64 = 64 << 10;
+
+/// Bodies that travel with their records.
+pub(super) type Carried = BTreeMap<MessageGuid, StoredBody>;
 
 /// Why bodies could not be put.
 #[derive(Debug, thiserror::Error)]
@@ -55,57 +64,95 @@ pub(super) fn put(objects: &Objects, bodies: &[BodyRef], source: &dyn BodySource
 }
 
 fn put_one(objects: &Objects, body: &BodyRef, source: &dyn BodySource, puts: &mut Puts) -> Result<(), PutError> {
-    let wrong = |fault: String| {
-        let message = format!("message file of UID {} is not what its record says: {fault}", body.uid.0);
-        PutError::Body { uid: body.uid, error: StoreError::new(Disposition::Quarantine, message) }
-    };
-    let mut reader = source.open(body).map_err(|error| PutError::Body { uid: body.uid, error })?.reader;
-    let mut parts = None;
+    let mut reader = open(body, source)?;
+    if body.size < PART as u64 {
+        return Ok(objects.begin_put(body_path(&body.guid), whole(body, &mut reader)?, puts)?);
+    }
+    let mut parts = objects.begin_parts(&body_path(&body.guid))?;
     let (mut size, mut sha1) = (0, Sha1::new());
     loop {
-        let mut part = Vec::with_capacity(body.size.min(PART as u64) as usize);
-        if let Err(error) = reader.by_ref().take(PART as u64).read_to_end(&mut part) {
-            let message = format!("message file of UID {} cannot be read: {error}", body.uid.0);
-            let error = StoreError::new(Disposition::RetrySoon, message);
-            return Err(PutError::Body { uid: body.uid, error });
-        }
+        let part = read(body, &mut reader, PART)?;
         size += part.len() as u64;
         sha1.update(&part);
         let last = part.len() < PART || size >= body.size;
-        if last {
-            let mut more = [0];
-            // One byte too many is as wrong as one too few.
-            size += reader.read(&mut more).unwrap_or(0) as u64;
-            let guid = MessageGuid(sha1.clone().finalize().into());
-            let fault = if size != body.size {
-                Some(format!("{size} bytes, expected {}", body.size))
-            } else if guid != body.guid {
-                Some(format!("SHA-1 is {guid}, expected {}", body.guid))
-            } else {
-                None
-            };
-            return match (parts, fault) {
-                (None, None) => Ok(objects.begin_put(body_path(&body.guid), part, puts)?),
-                (Some(parts), None) => finish(parts, part),
-                (parts, Some(fault)) => {
-                    if let Some(parts) = parts {
-                        super::objects::Parts::abort(parts)?;
-                    }
-                    Err(wrong(fault))
-                }
-            };
+        if !last {
+            parts.push(part)?;
+            continue;
         }
-        let upload = match &mut parts {
-            Some(parts) => parts,
-            none => none.insert(objects.begin_parts(&body_path(&body.guid))?),
-        };
-        upload.push(part)?;
+        // One byte too many is as wrong as one too few.
+        size += read(body, &mut reader, 1)?.len() as u64;
+        if let Err(error) = check(body, size, sha1) {
+            parts.abort()?;
+            return Err(error);
+        }
+        parts.push(part)?;
+        return Ok(parts.complete()?);
     }
 }
 
-fn finish(mut parts: super::objects::Parts, last: Vec<u8>) -> Result<(), PutError> {
-    parts.push(last)?;
-    Ok(parts.complete()?)
+fn open(body: &BodyRef, source: &dyn BodySource) -> Result<Box<dyn Read + Send>, PutError> {
+    Ok(source.open(body).map_err(|error| PutError::Body { uid: body.uid, error })?.reader)
+}
+
+fn read(body: &BodyRef, reader: &mut dyn Read, most: usize) -> Result<Vec<u8>, PutError> {
+    let mut bytes = Vec::with_capacity(usize::try_from(body.size).unwrap_or(usize::MAX).min(most));
+    reader.take(most as u64).read_to_end(&mut bytes).map_err(|error| {
+        let message = format!("message file of UID {} cannot be read: {error}", body.uid.0);
+        PutError::Body { uid: body.uid, error: StoreError::new(Disposition::RetrySoon, message) }
+    })?;
+    Ok(bytes)
+}
+
+/// All of a body that is not large.
+fn whole(body: &BodyRef, reader: &mut dyn Read) -> Result<Vec<u8>, PutError> {
+    let mut bytes = read(body, reader, PART)?;
+    bytes.extend(read(body, reader, 1)?);
+    check(body, bytes.len() as u64, Sha1::new_with_prefix(&bytes))?;
+    Ok(bytes)
+}
+
+fn check(body: &BodyRef, size: u64, sha1: Sha1) -> Result<(), PutError> {
+    let guid = MessageGuid(sha1.finalize().into());
+    let fault = if size != body.size {
+        format!("{size} bytes, expected {}", body.size)
+    } else if guid != body.guid {
+        format!("SHA-1 is {guid}, expected {}", body.guid)
+    } else {
+        return Ok(());
+    };
+    let message = format!("message file of UID {} is not what its record says: {fault}", body.uid.0);
+    Err(PutError::Body { uid: body.uid, error: StoreError::new(Disposition::Quarantine, message) })
+}
+
+/// Whether they may travel with their records at first.
+pub(super) fn are_light(bodies: &[BodyRef]) -> bool {
+    let sizes = bodies.iter().try_fold(0_u64, |sum, body| sum.checked_add(body.size));
+    !bodies.is_empty() && bodies.len() <= CARRIED && sizes.is_some_and(|sum| sum <= CARRIED_BYTES)
+}
+
+/// Those that are not there yet, read and hashed.
+pub(super) fn carried(objects: &Objects, bodies: &[BodyRef], source: &dyn BodySource) -> Result<Carried, PutError> {
+    let missing = missing(objects, bodies.iter().map(|body| (body.guid, body.size)))?;
+    let mut carried = Carried::new();
+    for body in bodies.iter().filter(|body| missing.contains(&body.guid)) {
+        if let Entry::Vacant(place) = carried.entry(body.guid) {
+            place.insert(StoredBody(whole(body, &mut open(body, source)?)?));
+        }
+    }
+    Ok(carried)
+}
+
+/// Makes objects of their own of them. Those that seem to be there may be what somebody has left who died over it.
+pub(super) fn lay_down(objects: &Objects, carried: Carried) -> Result<(), ArchiveError> {
+    let missing = missing(objects, carried.iter().map(|(guid, body)| (*guid, body.0.len() as u64)))?;
+    let mut puts = Puts::default();
+    for (guid, body) in carried {
+        match missing.contains(&guid) {
+            true => objects.begin_put(body_path(&guid), body.0, &mut puts)?,
+            false => objects.assure(&body_path(&guid))?,
+        }
+    }
+    puts.finish()
 }
 
 /// Puts the text of a script and returns its name.

@@ -35,6 +35,14 @@ pub(super) trait State: Serialize + DeserializeOwned {
 
     /// Takes out what only matters on top of something.
     fn settle(&mut self) {}
+
+    /// Bytes that it carries until they are an object of their own.
+    fn carried(&self) -> u64 {
+        0
+    }
+
+    /// They are.
+    fn lay_down(&mut self) {}
 }
 
 /// The generations that make up a state.
@@ -44,6 +52,29 @@ pub(super) struct Chain {
     links: Vec<(u64, u64)>,
     /// The newest as the store tells it from others of the same number.
     etag: String,
+    /// Some of them carry what may be nowhere else. It has to be put where it belongs before anything is published on top.
+    pub carries: bool,
+}
+
+/// What a publication has left behind. It counts for nothing, and may be taken away whenever there is time.
+#[must_use]
+#[derive(Debug)]
+pub(super) struct Left {
+    folder: String,
+    newest: u64,
+    superseded: Vec<String>,
+}
+
+impl Left {
+    /// A listing is not of one moment: another one, lest something is deleted that somebody newer stands on. What cannot be
+    /// deleted is litter that the next one finds.
+    pub fn sweep(self, objects: &Objects) {
+        if !self.superseded.is_empty()
+            && matches!(newest(objects, &self.folder), Ok(Some((newest, _))) if newest == self.newest)
+        {
+            let _ = objects.delete(self.superseded);
+        }
+    }
 }
 
 #[derive(Serialize, Deserialize)]
@@ -77,8 +108,12 @@ impl Chain {
 
     /// Nobody has published since.
     pub fn is_current(&self, objects: &Objects, folder: &str) -> Result<bool, ArchiveError> {
-        let newest = newest(objects, folder)?;
-        Ok(newest.is_some_and(|(generation, etag)| generation == self.newest() && etag == self.etag))
+        Ok(newest(objects, folder)?.is_some_and(|newest| self.ends_in(&newest)))
+    }
+
+    /// This is its newest generation.
+    pub fn ends_in(&self, (generation, etag): &(u64, String)) -> bool {
+        *generation == self.newest() && *etag == self.etag
     }
 
     #[cfg(test)]
@@ -105,7 +140,7 @@ pub(super) fn newest(objects: &Objects, folder: &str) -> Result<Option<(u64, Str
 pub(super) fn load<S: State>(objects: &Objects, folder: &str) -> Result<Option<(Chain, S)>, ArchiveError> {
     'again: for _ in 0..ATTEMPTS {
         let Some((newest, etag)) = newest(objects, folder)? else { return Ok(None) };
-        let (mut links, mut states) = (Vec::new(), Vec::new());
+        let (mut links, mut states, mut carries) = (Vec::new(), Vec::new(), false);
         let mut next = Some(newest);
         while let Some(generation) = next {
             let Some((envelope, bytes)) = read::<S>(objects, folder, generation)? else { continue 'again };
@@ -113,14 +148,16 @@ pub(super) fn load<S: State>(objects: &Objects, folder: &str) -> Result<Option<(
                 return Err(broken(objects, folder, generation, "stands on a later generation"));
             }
             next = envelope.after;
-            links.push((generation, bytes));
+            let carried = envelope.state.carried();
+            carries |= carried > 0;
+            links.push((generation, bytes.saturating_sub(carried)));
             states.push(envelope.state);
         }
         links.reverse();
         let state = states.into_iter().rev().reduce(S::fold);
         return Ok(state.map(|mut state| {
             state.settle();
-            (Chain { links, etag }, state)
+            (Chain { links, etag, carries }, state)
         }));
     }
     Err(broken(objects, folder, 0, "generations vanish while they are read"))
@@ -185,14 +222,31 @@ pub(super) fn publish<S: State>(
     change: S,
     anew: bool,
 ) -> Result<Chain, ArchiveError> {
+    let (chain, left) = publish_only(objects, folder, chain, change, anew)?;
+    left.sweep(objects);
+    Ok(chain)
+}
+
+/// The same; what it supersedes is left to be swept. Nothing that the chain carries may be without an object of its own.
+pub(super) fn publish_only<S: State>(
+    objects: &Objects,
+    folder: &str,
+    chain: &Chain,
+    change: S,
+    anew: bool,
+) -> Result<(Chain, Left), ArchiveError> {
     let generation = chain.newest() + 1;
     let mut kept = if anew || S::WHOLE { Vec::new() } else { chain.links.clone() };
     let mut change = change;
+    let carried = change.carried();
     let envelope = |after| Envelope { format: FORMAT, kind: S::KIND.to_owned(), generation, after, state: () };
-    let mut size =
-        if kept.is_empty() { 0 } else { (encode(&change)?.len() + encode(&envelope(Some(0)))?.len()) as u64 };
+    let mut size = match kept.is_empty() {
+        true => 0,
+        false => ((encode(&change)?.len() + encode(&envelope(Some(0)))?.len()) as u64).saturating_sub(carried),
+    };
     while let Some((last, bytes)) = kept.pop_if(|(_, bytes)| *bytes < 2 * size) {
-        let Some((older, _)) = read::<S>(objects, folder, last)? else { return Err(conflict(objects, folder)) };
+        let Some((mut older, _)) = read::<S>(objects, folder, last)? else { return Err(conflict(objects, folder)) };
+        older.state.lay_down();
         change = older.state.fold(change);
         size += bytes;
     }
@@ -201,27 +255,23 @@ pub(super) fn publish<S: State>(
         change.settle();
     }
     let bytes = encode(&envelope(after).with(change))?;
-    kept.push((generation, bytes.len() as u64));
+    kept.push((generation, (bytes.len() as u64).saturating_sub(carried)));
+    let left = |superseded| Left { folder: folder.to_owned(), newest: generation, superseded };
     if !objects.create(&path(folder, generation), bytes)? {
         return Err(conflict(objects, folder));
     }
     let (listed, _) = objects.list(folder)?;
     if generations(&listed).any(|(other, _)| other > generation) {
         return match is_stood_on(objects, folder, generation)? {
-            true => Ok(Chain { links: kept, etag: String::new() }),
+            true => Ok((Chain { links: kept, etag: String::new(), carries: carried > 0 }, left(Vec::new()))),
             false => Err(conflict(objects, folder)),
         };
     }
     let ours = generations(&listed).find(|(other, _)| *other == generation);
     let etag = ours.map(|(_, object)| object.etag.clone()).unwrap_or_default();
     let superseded = generations(&listed).map(|(other, _)| other).filter(|other| kept.iter().all(|(n, _)| n != other));
-    let superseded: Vec<String> = superseded.map(|generation| path(folder, generation)).collect();
-    // A listing is not of one moment: a second one, lest something is deleted that somebody newer stands on. What cannot
-    // be deleted now is litter that the next one finds; the state is published.
-    if !superseded.is_empty() && matches!(newest(objects, folder), Ok(Some((newest, _))) if newest == generation) {
-        let _ = objects.delete(superseded);
-    }
-    Ok(Chain { links: kept, etag })
+    let superseded = superseded.map(|generation| path(folder, generation)).collect();
+    Ok((Chain { links: kept, etag, carries: carried > 0 }, left(superseded)))
 }
 
 /// Whether a generation is one of those that the newest one stands on. It may have been taken in as well: that is not to
@@ -247,7 +297,9 @@ fn is_stood_on(objects: &Objects, folder: &str, generation: u64) -> Result<bool,
 /// Nothing to stand on, but numbers that go on where those in the folder end.
 pub(super) fn numbering(objects: &Objects, folder: &str) -> Result<Chain, ArchiveError> {
     let newest = newest(objects, folder)?;
-    Ok(newest.map(|(generation, etag)| Chain { links: vec![(generation, 0)], etag }).unwrap_or_default())
+    Ok(newest
+        .map(|(generation, etag)| Chain { links: vec![(generation, 0)], etag, carries: false })
+        .unwrap_or_default())
 }
 
 /// Deletes a whole chain that nothing refers to any more.
@@ -334,7 +386,7 @@ mod tests {
     }
 
     fn memory() -> Objects {
-        Objects::new(Arc::new(InMemory::new()), Path::default(), "memory:")
+        Objects::new(Arc::new(InMemory::new()), Path::default(), "memory:", None)
     }
 
     fn change(key: u32, value: Option<u32>) -> Numbers {

@@ -48,7 +48,7 @@ pub enum Refusal {
 
 impl Mailbox {
     pub(super) fn load(stored: StoredMailbox, object: &str) -> Result<Self, ArchiveError> {
-        let StoredMailbox { head, crcs, user_flags, annotations, records } = stored;
+        let StoredMailbox { head, crcs, user_flags, annotations, records, bodies: _ } = stored;
         let (user_flags, records) = load_records(&user_flags, records, object)?;
         Ok(Self { head: head.into(), crcs, user_flags, annotations: load_annotations(annotations), records })
     }
@@ -65,15 +65,21 @@ impl Mailbox {
         }
     }
 
-    pub fn view(&self) -> MailboxView {
+    /// Without records, and without flags, which mean something only with them.
+    pub(super) fn head_view(&self) -> MailboxView {
         MailboxView {
             head: self.head.clone(),
             crc_basic: Some(self.crcs.basic),
             crc_annot: Some(self.crcs.annot),
             annotations: self.annotations.clone(),
-            user_flags: self.user_flags.clone(),
-            records: Some(self.records.clone()),
+            user_flags: Vec::new(),
+            records: None,
         }
+    }
+
+    pub fn view(&self) -> MailboxView {
+        let (user_flags, records) = (self.user_flags.clone(), Some(self.records.clone()));
+        MailboxView { user_flags, records, ..self.head_view() }
     }
 
     pub(super) fn snapshot(self) -> MailboxSnapshot {
@@ -304,6 +310,7 @@ impl Change {
             user_flags: self.user_flags.clone(),
             annotations: store_annotations(&self.annotations),
             records: self.records.iter().map(|record| store_record(record, &self.user_flags)).collect(),
+            bodies: Default::default(),
         }
     }
 }

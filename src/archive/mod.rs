@@ -3,15 +3,18 @@
 //! Message bodies are objects named by their GUID, written once. Everything else is state: one chain of generations
 //! per mailbox and per user, one for the index of mailboxes, one for quotas and server annotations (see `chain`).
 //! Publishing goes bodies first, then the mailbox, then the index; each of these is one atomic step, so whatever is
-//! cut off leaves the state before it. The layout with examples is in `docs/archive.md`.
+//! cut off leaves the state before it. Where somebody waits for the confirmation, a few small bodies are in the mailbox's object
+//! first and become objects of their own behind it (`afterwards`). The layout with examples is in `docs/archive.md`.
 //!
 //! `Archive` is the room's front door for writers (`replica::archive`), `ArchiveStore` reads an archive as a
 //! `MailStore`. All calls block; none may be made on a thread that runs async tasks.
 
 mod accounts;
+mod afterwards;
 mod bodies;
 mod chain;
 mod index;
+mod local;
 mod mailbox;
 mod objects;
 mod shapes;
@@ -19,18 +22,21 @@ mod store;
 mod text;
 mod writer;
 
+use bodies::Carried;
 pub use bodies::PutError;
 pub use mailbox::{ANNOT_RULE, Change, Mailbox, Refusal, merge};
 pub use store::ArchiveStore;
 pub use writer::{ApplyError, Writer};
 
-use crate::model::{Disposition, MailboxView, MboxName, UniqueId};
-use chain::Chain;
+use crate::model::{Body, Disposition, MailboxView, MboxName, MessageGuid, UniqueId};
+use afterwards::Afterwards;
+use chain::{Chain, Left};
 use object_store::ObjectStore;
 use objects::Objects;
-use shapes::{About, Row, StoredMailbox};
+use shapes::{About, Row, StoredBody, StoredMailbox};
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
+use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// An archive could not be read or written.
@@ -70,6 +76,7 @@ pub struct Archive {
     objects: Objects,
     index: Arc<index::Index>,
     cache: Arc<Mutex<Cache>>,
+    afterwards: Arc<Afterwards>,
 }
 
 const ABOUT: &str = "archive.json";
@@ -82,11 +89,11 @@ impl Archive {
 
     /// An archive at the root of any object store; `name` stands in messages.
     pub fn with_store(store: Arc<dyn ObjectStore>, name: &str) -> Self {
-        Self::at(Objects::new(store, Default::default(), name))
+        Self::at(Objects::new(store, Default::default(), name, None))
     }
 
     fn at(objects: Objects) -> Self {
-        Self { objects, index: Arc::default(), cache: Arc::default() }
+        Self { objects, index: Arc::default(), cache: Arc::default(), afterwards: Arc::default() }
     }
 
     /// The URL.
@@ -126,7 +133,12 @@ impl Archive {
     /// Views of mailboxes without their records, in the order of `rows`. One that vanishes meanwhile is left out, and one
     /// that is damaged too, so that its neighbours go on: whoever touches it hears why it cannot be read.
     fn heads(&self, rows: Vec<(MboxName, Row)>) -> Result<Vec<MailboxView>, ArchiveError> {
-        let views = self.objects.many(rows, |objects, (name, row)| {
+        let cache = self.cache.clone();
+        let views = self.objects.many(rows, move |objects, (name, row)| {
+            if let Some(mut view) = Self::known(objects, &cache, &row.uniqueid)? {
+                row.override_head(&name, &mut view.head);
+                return Ok(Some(view));
+            }
             let stored = match chain::load_newest::<StoredMailbox>(objects, &Self::folder(&row.uniqueid)) {
                 Err(error @ ArchiveError::Format { .. }) => {
                     tracing::warn!(mailbox = %name, %error, "mailbox in the archive cannot be read");
@@ -143,9 +155,22 @@ impl Archive {
         Ok(views.into_iter().flatten().collect())
     }
 
+    /// What is remembered of a mailbox, if it is what is published.
+    fn known(objects: &Objects, cache: &Mutex<Cache>, id: &UniqueId) -> Result<Option<MailboxView>, ArchiveError> {
+        let lock = || cache.lock().unwrap_or_else(PoisonError::into_inner);
+        if !lock().mailboxes.contains_key(id) {
+            return Ok(None);
+        }
+        let newest = chain::newest(objects, &Self::folder(id))?;
+        let cache = lock();
+        let known = cache.mailboxes.get(id).filter(|(_, chain, _)| newest.is_some_and(|newest| chain.ends_in(&newest)));
+        Ok(known.map(|(_, _, mailbox)| mailbox.head_view()))
+    }
+
     /// A mailbox as it is published now; `None` when it has no objects.
     fn load(&self, name: &MboxName, row: &Row) -> Result<Option<(Chain, Mailbox)>, ArchiveError> {
         let folder = Self::folder(&row.uniqueid);
+        self.afterwards.wait(&row.uniqueid);
         let mut loaded = self.cache().take(&row.uniqueid);
         if let Some((chain, _)) = &loaded
             && !chain.is_current(&self.objects, &folder)?
@@ -165,6 +190,52 @@ impl Archive {
 
     fn keep(&self, id: &UniqueId, chain: Chain, mailbox: Mailbox) {
         self.cache().put(id, chain, mailbox);
+    }
+
+    /// Sees to it that what a mailbox's objects carry is where it belongs, so that something can be published on top of them.
+    fn unload(&self, id: &UniqueId, chain: &mut Chain) -> Result<(), ArchiveError> {
+        if chain.carries {
+            let stored = chain::load::<StoredMailbox>(&self.objects, &Self::folder(id))?;
+            bodies::lay_down(&self.objects, stored.map(|(_, stored)| stored.bodies).unwrap_or_default())?;
+            chain.carries = false;
+        }
+        Ok(())
+    }
+
+    /// Does behind a confirmation what it need not wait for. Where that fails, `unload` finds it.
+    fn afterwards(&self, id: &UniqueId, chain: &Chain, carried: Carried, left: Left) -> Result<(), ArchiveError> {
+        let (archive, busy, id, newest) = (self.clone(), self.afterwards.begin(id), id.clone(), chain.newest());
+        self.objects.behind(move || {
+            match bodies::lay_down(&archive.objects, carried) {
+                Ok(()) => archive.cache().unloaded(&id, newest),
+                Err(error) => tracing::warn!(mailbox = %id, %error, "bodies stay in the mailbox's object for now"),
+            }
+            left.sweep(&archive.objects);
+            drop(busy);
+        })
+    }
+
+    /// A body that an object of this mailbox carries.
+    fn carried_body(&self, id: &UniqueId, guid: &MessageGuid) -> Result<Option<Body>, ArchiveError> {
+        let stored = chain::load::<StoredMailbox>(&self.objects, &Self::folder(id))?;
+        let body = stored.and_then(|(_, mut stored)| stored.bodies.remove(guid));
+        Ok(body.map(|StoredBody(bytes)| Body { size: bytes.len() as u64, reader: Box::new(io::Cursor::new(bytes)) }))
+    }
+
+    /// A body, if one of this name is there or this mailbox has it.
+    fn body(&self, guid: &MessageGuid, id: Option<&UniqueId>) -> Result<Option<Body>, ArchiveError> {
+        let find = || self.objects.stream(&bodies::body_path(guid));
+        let mut found = find()?;
+        if found.is_none()
+            && let Some(id) = id
+        {
+            match self.carried_body(id, guid)? {
+                // It may have become an object of its own just now.
+                None => found = find()?,
+                body => return Ok(body),
+            }
+        }
+        Ok(found.map(|(size, reader)| Body { size, reader: Box::new(reader) }))
     }
 
     fn cache(&self) -> std::sync::MutexGuard<'_, Cache> {
@@ -195,6 +266,15 @@ impl Cache {
         let (_, chain, mailbox) = self.mailboxes.remove(id)?;
         self.records -= Self::weight(&mailbox);
         Some((chain, mailbox))
+    }
+
+    /// What the generations up to this one carried is where it belongs.
+    fn unloaded(&mut self, id: &UniqueId, newest: u64) {
+        if let Some((_, chain, _)) = self.mailboxes.get_mut(id)
+            && chain.newest() == newest
+        {
+            chain.carries = false;
+        }
     }
 
     fn put(&mut self, id: &UniqueId, chain: Chain, mailbox: Mailbox) {

@@ -1,7 +1,9 @@
 //! Blocking calls on an object store, for threads that read mail with blocking code. The only place that knows
-//! `object_store` and tokio; a room above sees paths, bytes and `ArchiveError`.
+//! `object_store` and tokio; a room above sees paths, bytes and `ArchiveError`. Files of this machine are `local`'s, but for bodies
+//! that come or go in parts.
 
 use super::ArchiveError;
+use super::local::Local;
 use futures::stream::{BoxStream, StreamExt, TryStreamExt};
 use object_store::path::Path;
 use object_store::{
@@ -25,6 +27,8 @@ const CONCURRENT: usize = 16;
 #[derive(Clone)]
 pub(super) struct Objects {
     store: Arc<dyn ObjectStore>,
+    /// The same place, if it is a folder of this machine.
+    local: Option<Arc<Local>>,
     root: Path,
     pub name: Arc<str>,
     traffic: Arc<Traffic>,
@@ -71,23 +75,28 @@ impl Objects {
         let bad = |fault: String| ArchiveError::Url { url: url.to_owned(), fault };
         let parsed = Url::parse(url).map_err(|error| bad(error.to_string()))?;
         let root = || Path::from_url_path(parsed.path()).map_err(|error| bad(error.to_string()));
+        let mut local = None;
         let (store, root): (Arc<dyn ObjectStore>, Path) = match parsed.scheme() {
             "file" if parsed.host_str().is_some() || parsed.path() == "/" => {
                 return Err(bad("write file:///DIR with the whole path of a directory".to_owned()));
             }
             // What we confirm has to survive a power cut: the receipts that rely on it do.
-            "file" => (Arc::new(LocalFileSystem::new().with_fsync(true).with_automatic_cleanup(true)), root()?),
+            "file" => {
+                let root = root()?;
+                local = Some(Arc::new(Local::new(std::path::Path::new("/").join(root.as_ref()))));
+                (Arc::new(LocalFileSystem::new().with_fsync(true).with_automatic_cleanup(true)), root)
+            }
             "s3" if parsed.host_str().is_none() => {
                 return Err(bad("write s3://BUCKET or s3://BUCKET/FOLDER".to_owned()));
             }
             "s3" => (Arc::new(s3(url).map_err(|error| bad(error.to_string()))?), root()?),
             scheme => return Err(bad(format!("no archive is kept at {scheme}://; use file:// or s3://"))),
         };
-        Ok(Self::new(store, root, url))
+        Ok(Self::new(store, root, url, local))
     }
 
-    pub fn new(store: Arc<dyn ObjectStore>, root: Path, name: &str) -> Self {
-        Self { store, root, name: name.into(), traffic: Arc::default(), turns: Arc::default() }
+    pub fn new(store: Arc<dyn ObjectStore>, root: Path, name: &str, local: Option<Arc<Local>>) -> Self {
+        Self { store, local, root, name: name.into(), traffic: Arc::default(), turns: Arc::default() }
     }
 
     /// Waits until nobody else in this process changes this folder.
@@ -116,13 +125,21 @@ impl Objects {
         ArchiveError::Store { object: format!("{}/{path}", self.name), cause }
     }
 
+    /// What a folder of this machine says, told as an object store would.
+    fn told<T>(&self, path: &str, result: io::Result<T>) -> Result<T, ArchiveError> {
+        result.map_err(|error| self.failed(path, object_store::Error::Generic { store: "file", source: error.into() }))
+    }
+
     fn wrote(&self, bytes: usize) {
         self.traffic.written.fetch_add(bytes as u64, Ordering::Relaxed);
     }
 
     /// `None` when there is no such object.
     pub fn get(&self, path: &str) -> Result<Option<Vec<u8>>, ArchiveError> {
-        wait(self.get_async(path))
+        let Some(local) = &self.local else { return wait(self.get_async(path)) };
+        let bytes = self.told(path, local.get(path))?;
+        self.traffic.read.fetch_add(bytes.as_ref().map_or(0, Vec::len) as u64, Ordering::Relaxed);
+        Ok(bytes)
     }
 
     async fn get_async(&self, path: &str) -> Result<Option<Vec<u8>>, ArchiveError> {
@@ -143,6 +160,11 @@ impl Objects {
     /// Writes an object that must not exist yet; false when it does. It is there whole or not at all.
     pub fn create(&self, path: &str, bytes: Vec<u8>) -> Result<bool, ArchiveError> {
         let size = bytes.len();
+        if let Some(local) = &self.local {
+            let created = self.told(path, local.create(path, &bytes))?;
+            self.wrote(if created { size } else { 0 });
+            return Ok(created);
+        }
         let options = PutOptions::from(PutMode::Create);
         wait(async {
             match self.store.put_opts(&self.at(path), bytes.into(), options).await {
@@ -160,11 +182,20 @@ impl Objects {
     pub fn begin_put(&self, path: String, bytes: Vec<u8>, puts: &mut Puts) -> Result<(), ArchiveError> {
         let objects = self.clone();
         let size = bytes.len();
+        if let Some(local) = self.local.clone() {
+            let put = move || objects.told(&path, local.put(&path, &bytes)).map(|()| objects.wrote(size));
+            return puts.push(runtime()?.spawn_blocking(put), size);
+        }
         let task = runtime()?.spawn(async move {
             let put = objects.store.put(&objects.at(&path), PutPayload::from(bytes)).await;
             put.map(|_| objects.wrote(size)).map_err(|error| objects.failed(&path, error))
         });
         puts.push(task, size)
+    }
+
+    /// Makes sure of an object that was found there: its name may be younger than what the disk has.
+    pub fn assure(&self, path: &str) -> Result<(), ArchiveError> {
+        self.local.as_ref().map_or(Ok(()), |local| self.told(path, local.assure(path)))
     }
 
     /// Begins an object that comes in parts and is there only once it was completed.
@@ -176,6 +207,9 @@ impl Objects {
 
     /// Sizes of these objects, in order; `None` where there is none.
     pub fn sizes(&self, paths: &[String]) -> Result<Vec<Option<u64>>, ArchiveError> {
+        if let Some(local) = &self.local {
+            return paths.iter().map(|path| self.told(path, local.size(path))).collect();
+        }
         wait(async {
             let heads = paths.iter().map(|path| async move {
                 match self.store.head(&self.at(path)).await {
@@ -190,7 +224,10 @@ impl Objects {
 
     /// Objects and folders straight below a folder; empty when there is none.
     pub fn list(&self, folder: &str) -> Result<(Vec<Listed>, Vec<String>), ArchiveError> {
-        wait(self.list_async(folder))
+        match &self.local {
+            Some(local) => self.told(folder, local.list(folder)),
+            None => wait(self.list_async(folder)),
+        }
     }
 
     async fn list_async(&self, folder: &str) -> Result<(Vec<Listed>, Vec<String>), ArchiveError> {
@@ -207,12 +244,21 @@ impl Objects {
         Ok((objects.collect(), found.common_prefixes.iter().map(file).collect()))
     }
 
+    /// Lets something be done that nobody waits for.
+    pub fn behind(&self, work: impl FnOnce() + Send + 'static) -> Result<(), ArchiveError> {
+        drop(runtime()?.spawn_blocking(work));
+        Ok(())
+    }
+
     /// Several of one kind of call at a time; results in order.
     pub fn many<T: Send + 'static, I: Send + 'static>(
         &self,
         inputs: Vec<I>,
         call: impl Fn(&Objects, I) -> Result<T, ArchiveError> + Clone + Send + 'static,
     ) -> Result<Vec<T>, ArchiveError> {
+        if inputs.len() < 2 {
+            return inputs.into_iter().map(|input| call(self, input)).collect();
+        }
         let runtime = runtime()?;
         let tasks = inputs.into_iter().map(|input| {
             let (objects, call) = (self.clone(), call.clone());
@@ -227,6 +273,9 @@ impl Objects {
 
     /// Deletes objects; those that are gone already count as deleted.
     pub fn delete(&self, paths: Vec<String>) -> Result<(), ArchiveError> {
+        if let Some(local) = &self.local {
+            return paths.iter().try_for_each(|path| self.told(path, local.delete(path)));
+        }
         wait(async {
             let deletes = paths.iter().map(|path| async move {
                 match self.store.delete(&self.at(path)).await {

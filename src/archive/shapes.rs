@@ -44,7 +44,15 @@ pub(super) struct StoredMailbox {
     pub annotations: Vec<StoredAnnotation>,
     /// Ascending by UID.
     pub records: Vec<StoredRecord>,
+    /// Bodies of these records that may not be objects of their own yet.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub bodies: BTreeMap<MessageGuid, StoredBody>,
 }
+
+/// A message, byte for byte.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(transparent)]
+pub(super) struct StoredBody(#[serde(with = "text")] pub Vec<u8>);
 
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Head {
@@ -110,7 +118,17 @@ impl State for StoredMailbox {
     fn fold(self, newer: Self) -> Self {
         let mut records: BTreeMap<Uid, StoredRecord> = self.records.into_iter().map(|r| (r.uid, r)).collect();
         records.extend(newer.records.into_iter().map(|r| (r.uid, r)));
-        Self { records: records.into_values().collect(), ..newer }
+        let mut bodies = self.bodies;
+        bodies.extend(newer.bodies);
+        Self { records: records.into_values().collect(), bodies, ..newer }
+    }
+
+    fn carried(&self) -> u64 {
+        self.bodies.values().map(|body| body.0.len() as u64).sum()
+    }
+
+    fn lay_down(&mut self) {
+        self.bodies.clear();
     }
 }
 

@@ -206,8 +206,8 @@ impl ArchiveBodies {
 impl BodySource for ArchiveBodies {
     fn open(&self, body: &BodyRef) -> Result<Body, StoreError> {
         let path = bodies::body_path(&body.guid);
-        match self.archive.objects.stream(&path)? {
-            Some((size, reader)) => Ok(Body { size, reader: Box::new(reader) }),
+        match self.archive.body(&body.guid, self.row.as_ref().map(|(_, row)| &row.uniqueid))? {
+            Some(body) => Ok(body),
             None => {
                 let message = format!("{}/{path}: is missing (UID {})", self.archive.name(), body.uid.0);
                 Err(StoreError::new(Disposition::Quarantine, message))
@@ -217,7 +217,12 @@ impl BodySource for ArchiveBodies {
 
     fn exists(&self, uid: Uid) -> bool {
         let Some(body) = self.guids().get(&uid) else { return false };
+        let is_carried = || {
+            let id = self.row.as_ref().map(|(_, row)| &row.uniqueid)?;
+            self.archive.carried_body(id, &body.0).ok()?
+        };
         bodies::missing(&self.archive.objects, [*body].into_iter()).is_ok_and(|missing| missing.is_empty())
+            || is_carried().is_some()
     }
 }
 

@@ -1,8 +1,8 @@
 //! Applies steps to an archive. Each is idempotent, and each publishes at most one mailbox object and one change of
 //! the index, in this order, after the bodies.
 
-use super::bodies::{self, PutError};
-use super::chain::{self, Chain};
+use super::bodies::{self, Carried, PutError};
+use super::chain::{self, Chain, Left};
 use super::mailbox::{Change, Mailbox, Refusal};
 use super::shapes::{Row, StoredIndex, StoredScript};
 use super::{Archive, ArchiveError, accounts};
@@ -50,14 +50,34 @@ impl From<Refusal> for ApplyError {
     }
 }
 
+/// An update that others see, and what is left to do about it.
+struct Published {
+    chain: Chain,
+    change: Change,
+    carried: Carried,
+    left: Left,
+}
+
 /// One session that writes to an archive.
 pub struct Writer {
     archive: Archive,
+    /// What a confirmation need not wait for is done behind it.
+    is_awaited: bool,
 }
 
 impl Writer {
     pub(super) fn new(archive: Archive) -> Self {
-        Self { archive }
+        Self { archive, is_awaited: false }
+    }
+
+    /// From now on somebody waits for each confirmation: what it need not wait for is done behind it, until `finish`.
+    pub fn be_quick(&mut self) {
+        self.is_awaited = true;
+    }
+
+    /// Everything is where it belongs.
+    pub fn finish(&self) {
+        self.archive.afterwards.wait_all();
     }
 
     /// Bytes written and read by this session.
@@ -141,18 +161,22 @@ impl Writer {
         if anew && !update.create {
             return Err(ApplyError::NoSuchMailbox(update.head.name.clone()));
         }
-        let (chain, mailbox) = match loaded {
+        let (mut chain, mailbox) = match loaded {
             Some(loaded) => loaded,
             // Objects without a row are what a removal that was cut off has left: they count for nothing.
             None => (self.left_over(id)?, Mailbox::default()),
         };
-        let result = self.publish_update(update, source, &chain, &mailbox, anew);
+        let result = self.publish_update(update, source, &mut chain, &mailbox, anew);
         match result {
             Ok(None) => self.archive.keep(id, chain, mailbox),
-            Ok(Some((chain, change))) => {
+            Ok(Some(Published { chain, change, carried, left })) => {
                 let mut mailbox = mailbox;
                 mailbox.apply(change);
-                self.archive.keep(id, chain, mailbox);
+                self.archive.keep(id, chain.clone(), mailbox);
+                match self.is_awaited {
+                    true => self.archive.afterwards(id, &chain, carried, left)?,
+                    false => left.sweep(&self.archive.objects),
+                }
             }
             Err(error) => {
                 if !anew && matches!(error, ApplyError::Changed(_) | ApplyError::Body { .. }) {
@@ -174,10 +198,10 @@ impl Writer {
         &self,
         update: &MailboxUpdate,
         source: &dyn BodySource,
-        chain: &Chain,
+        chain: &mut Chain,
         mailbox: &Mailbox,
         anew: bool,
-    ) -> Result<Option<(Chain, Change)>, ApplyError> {
+    ) -> Result<Option<Published>, ApplyError> {
         let change = match mailbox.plan(update) {
             // Said again because the confirmation was lost: the state it was made for has passed, but its records are
             // here. What else it says are whole values, of which the index may lack some yet.
@@ -194,19 +218,26 @@ impl Writer {
             return Ok(None);
         }
         let objects = &self.archive.objects;
-        bodies::put(objects, &update.bodies, source)?;
+        let id = &update.head.uniqueid;
+        self.archive.unload(id, chain)?;
+        let mut stored = change.store();
+        if self.is_awaited && bodies::are_light(&update.bodies) {
+            stored.bodies = bodies::carried(objects, &update.bodies, source)?;
+        } else {
+            bodies::put(objects, &update.bodies, source)?;
+        }
         let brought = |guid| update.bodies.iter().any(|body| body.guid == guid);
         let relied = mailbox.new_bodies(&change).filter(|(guid, _)| !brought(*guid));
         if let Some(guid) = bodies::missing(objects, relied)?.into_iter().next() {
             return Err(ApplyError::Changed(format!("the body {guid} is not in the archive")));
         }
-        let folder = Archive::folder(&update.head.uniqueid);
-        let chain = self.published(chain::publish(objects, &folder, chain, change.store(), anew))?;
-        Ok(Some((chain, change)))
+        let carried = stored.bodies.clone();
+        let (chain, left) = self.published(chain::publish_only(objects, &Archive::folder(id), chain, stored, anew))?;
+        Ok(Some(Published { chain, change, carried, left }))
     }
 
     /// A mailbox that somebody else has changed meanwhile has to be viewed again.
-    fn published(&self, result: Result<Chain, ArchiveError>) -> Result<Chain, ApplyError> {
+    fn published<T>(&self, result: Result<T, ArchiveError>) -> Result<T, ApplyError> {
         result.map_err(|error| match error {
             ArchiveError::Conflict { .. } => ApplyError::Changed(error.to_string()),
             error => error.into(),
@@ -288,6 +319,7 @@ impl Writer {
             check_row(rows.row(name), id, name)?;
             Ok::<_, ApplyError>(Some(StoredIndex { mailboxes: [(name.clone(), None)].into() }))
         })?;
+        self.archive.afterwards.wait(id);
         self.archive.cache().take(id);
         Ok(chain::remove(objects, &Archive::folder(id))?)
     }
@@ -295,13 +327,14 @@ impl Writer {
     fn expunge(&self, id: &UniqueId, name: &MboxName, uids: &[Uid]) -> Result<(), ApplyError> {
         let row = self.archive.index.look(&self.archive.objects, |rows| rows.row(name).cloned())?;
         let loaded = self.archive.load(name, check_row(row.as_ref(), id, name)?)?;
-        let (chain, mut mailbox) = loaded.ok_or_else(|| ApplyError::NoSuchMailbox(name.clone()))?;
+        let (mut chain, mut mailbox) = loaded.ok_or_else(|| ApplyError::NoSuchMailbox(name.clone()))?;
         let change = mailbox.plan_expunge(uids);
         if mailbox.has(&change) {
             self.archive.keep(id, chain, mailbox);
             return Ok(());
         }
         let objects = &self.archive.objects;
+        self.archive.unload(id, &mut chain)?;
         let published = chain::publish(objects, &Archive::folder(id), &chain, change.store(), false);
         let chain = self.published(published)?;
         mailbox.apply(change);
@@ -353,10 +386,10 @@ impl Writer {
         Ok(guids.iter().zip(sizes).filter(|(_, size)| size.is_some()).map(|(guid, _)| *guid).collect())
     }
 
-    /// A body, whichever mailbox it came for.
-    pub fn body(&self, guid: &MessageGuid) -> Result<Option<Body>, ArchiveError> {
-        let found = self.archive.objects.stream(&bodies::body_path(guid))?;
-        Ok(found.map(|(size, reader)| Body { size, reader: Box::new(reader) }))
+    /// A body, whichever mailbox it came for; this one is looked at too.
+    pub fn body(&self, name: &MboxName, guid: &MessageGuid) -> Result<Option<Body>, ArchiveError> {
+        let row = self.archive.index.look(&self.archive.objects, |rows| rows.row(name).cloned())?;
+        self.archive.body(guid, row.as_ref().map(|row| &row.uniqueid))
     }
 
     /// The text of a Sieve script.

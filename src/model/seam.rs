@@ -314,6 +314,10 @@ pub trait Replica: Send {
     /// Drops what is staged for this session; done now and then so that nothing piles up.
     fn restart(&mut self) -> Result<(), ReplicaError>;
 
+    /// From now on somebody waits for each confirmation: a replica that has to do more than make sure that nothing is lost may
+    /// do it behind the confirmation.
+    fn be_quick(&mut self) {}
+
     /// Says goodbye.
     fn close(self: Box<Self>);
 

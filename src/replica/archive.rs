@@ -100,8 +100,8 @@ impl Replica for Session {
         self.check(self.writer.has_bodies(guids))
     }
 
-    fn body(&mut self, _name: &MboxName, guid: &MessageGuid) -> Result<Option<Body>, ReplicaError> {
-        self.check(self.writer.body(guid))
+    fn body(&mut self, name: &MboxName, guid: &MessageGuid) -> Result<Option<Body>, ReplicaError> {
+        self.check(self.writer.body(name, guid))
     }
 
     fn script(&mut self, user: &UserId, name: &SieveName) -> Result<Option<Vec<u8>>, ReplicaError> {
@@ -128,7 +128,13 @@ impl Replica for Session {
         Ok(())
     }
 
-    fn close(self: Box<Self>) {}
+    fn be_quick(&mut self) {
+        self.writer.be_quick();
+    }
+
+    fn close(self: Box<Self>) {
+        self.writer.finish();
+    }
 
     fn traffic(&self) -> (u64, u64) {
         self.writer.traffic()

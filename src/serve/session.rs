@@ -82,7 +82,8 @@ pub(super) struct Session {
 }
 
 impl Session {
-    pub fn new(replica: Box<dyn Replica>, takes_sieve_mailboxes: bool, stage: Stage) -> Self {
+    pub fn new(mut replica: Box<dyn Replica>, takes_sieve_mailboxes: bool, stage: Stage) -> Self {
+        replica.be_quick();
         let reserved = BTreeSet::new();
         Self {
             replica,

@@ -180,6 +180,16 @@ fn said_twice_is_said_once() {
 
 #[test]
 fn a_death_at_any_request_leaves_a_state_to_go_on_from() {
+    dies_at_any_request(false);
+}
+
+/// What is put off until after the confirmation dies as well; what was confirmed is there.
+#[test]
+fn a_death_at_any_request_of_one_that_is_waited_for_loses_nothing() {
+    dies_at_any_request(true);
+}
+
+fn dies_at_any_request(quick: bool) {
     let (steps, bodies) = life();
     let states = states(&steps, &bodies);
     let mut deaths = 0;
@@ -193,10 +203,17 @@ fn a_death_at_any_request_leaves_a_state_to_go_on_from() {
                 let dying: Arc<dyn ObjectStore> =
                     Arc::new(Dying { inner: store.clone(), left: left.clone(), effective, once: false });
                 let mut session = session(&dying);
+                if quick {
+                    session.be_quick();
+                }
                 left.store(requests, Ordering::SeqCst);
-                let survived = session.apply(step, &bodies).is_ok() && left.load(Ordering::SeqCst) > 0;
+                let confirmed = session.apply(step, &bodies).is_ok();
+                session.close();
+                let survived = confirmed && left.load(Ordering::SeqCst) > 0;
                 let place = format!("{step:?} died at request {requests}, effective {effective}");
-                check_between(&dump(&store), &states[number], &states[number + 1], &place);
+                let found = dump(&store);
+                check_between(&found, &states[number], &states[number + 1], &place);
+                assert!(!confirmed || found == states[number + 1], "{place}: was confirmed");
                 // The next start says the step again: first with what the old session knew, then anew.
                 let mut next = self::session(&store);
                 match next.apply(step, &bodies) {

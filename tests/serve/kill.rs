@@ -18,8 +18,14 @@ use std::time::Duration;
 /// Deaths in CI; more by `SPOOLTAP_KILLS`.
 const KILLS: u64 = 12;
 
-/// Appends and flags messages until the server is gone; how many records were acknowledged.
-fn load(served: &Served, source: &mut Source, acked: &mut Source, number: usize, acks: &AtomicU64) {
+/// Appends and flags messages until the server is gone, or `ended` and it has trouble; how many records were acknowledged.
+fn load(
+    served: &Served,
+    source: &mut Source,
+    acked: &mut Source,
+    number: usize,
+    (acks, ended): (&AtomicU64, &AtomicBool),
+) {
     let Ok(mut session) = super::target(&served.url()).open() else { return };
     // What was in doubt when the last one died is said again, on top of what is there.
     let mut since = match session.view_full(&source.snapshot.head.name) {
@@ -44,24 +50,52 @@ fn load(served: &Served, source: &mut Source, acked: &mut Source, number: usize,
                 since = Some(source.since());
             }
             Err(ReplicaError::Lost { .. }) => return,
+            Err(_) if ended.load(Ordering::SeqCst) => return,
             Err(error) => panic!("{error}"),
         }
     }
+}
+
+/// A life under load: however slow this machine is, something is acknowledged in it; then a moment more, and it is ended.
+pub(super) fn live(served: &Served, boxes: &mut [Two], moment: Duration, end: impl FnOnce()) {
+    let ended = AtomicBool::new(false);
+    let acks = AtomicU64::new(0);
+    let (ended, acks) = (&ended, &acks);
+    std::thread::scope(|scope| {
+        for (number, (source, acked)) in boxes.iter_mut().enumerate() {
+            scope.spawn(move || {
+                while !ended.load(Ordering::SeqCst) {
+                    load(served, source, acked, number, (acks, ended));
+                }
+            });
+        }
+        let acked = eventually(Duration::from_secs(60), || (acks.load(Ordering::SeqCst) > 0).then_some(()));
+        std::thread::sleep(moment);
+        ended.store(true, Ordering::SeqCst);
+        end();
+        // Not before the server is dead: who loads it ends only then.
+        assert!(acked.is_some(), "nothing was acknowledged");
+    });
+}
+
+/// With SIGKILL.
+pub(super) fn kill(served: &Served) {
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(served.pid()), nix::sys::signal::Signal::SIGKILL).expect("kills");
 }
 
 /// Mailboxes get no larger than what so many lives bring; then others are begun.
 const GENERATION: u64 = 40;
 
 /// A mailbox as it was last sent, and as it was last acknowledged.
-type Two = (Source, Source);
+pub(super) type Two = (Source, Source);
 
-fn generation(number: u64) -> Vec<Two> {
+pub(super) fn generation(number: u64) -> Vec<Two> {
     let fresh = |which: u64| Source::new(&format!("kill{number:03}{which}"), &format!("user.k{number}x{which}"));
     (0..3).map(|which| (fresh(which), fresh(which))).collect()
 }
 
 /// Everything that was acknowledged is in what the dead server has left, and everything that is there is whole.
-fn holds(store: &dyn MailStore, boxes: &[Two], when: &str) {
+pub(super) fn holds(store: &dyn MailStore, boxes: &[Two], when: &str) {
     let listing = store.listing().expect("lists");
     for (source, acked) in boxes {
         let want = &acked.snapshot;
@@ -86,7 +120,7 @@ fn holds(store: &dyn MailStore, boxes: &[Two], when: &str) {
 }
 
 /// What a dead server has left, as something mail is read from.
-fn left(kind: Kind, dir: &Path) -> Box<dyn MailStore> {
+pub(super) fn left(kind: Kind, dir: &Path) -> Box<dyn MailStore> {
     match kind {
         Kind::Archive => {
             let archive = Archive::open(&kind.url(dir)).expect("opens");
@@ -106,26 +140,7 @@ fn dies(kind: Kind, dir: &Path) -> Vec<Two> {
             done.append(&mut std::mem::replace(&mut boxes, generation(kill / GENERATION)));
         }
         let address = served.address;
-        let killed = AtomicBool::new(false);
-        let acks = AtomicU64::new(0);
-        let (serve, killed, acks) = (&served, &killed, &acks);
-        std::thread::scope(|scope| {
-            for (number, (source, acked)) in boxes.iter_mut().enumerate() {
-                scope.spawn(move || {
-                    while !killed.load(Ordering::SeqCst) {
-                        load(serve, source, acked, number, acks);
-                    }
-                });
-            }
-            // However slow this machine is, each life does something; then a moment more, another one each time.
-            let acked = eventually(Duration::from_secs(60), || (acks.load(Ordering::SeqCst) > 0).then_some(()));
-            std::thread::sleep(Duration::from_micros(kill * 7919 % 90_000));
-            killed.store(true, Ordering::SeqCst);
-            nix::sys::signal::kill(nix::unistd::Pid::from_raw(serve.pid()), nix::sys::signal::Signal::SIGKILL)
-                .expect("kills");
-            // Not before the server is dead: who loads it ends only then.
-            assert!(acked.is_some(), "nothing was acknowledged in life {kill}");
-        });
+        live(&served, &mut boxes, Duration::from_micros(kill * 7919 % 90_000), || self::kill(&served));
         holds(&*left(kind, dir), &boxes, &format!("after kill {kill}"));
         served.kill9();
         served = Served::of_at(kind, dir, address, &[]);

@@ -1,0 +1,295 @@
+//! Objects as files of this machine, for `file:`. Plain blocking calls on the thread that asks: whoever waits for a confirmation
+//! waits for the disk alone. Nothing is taken for written before the disk has it: a file is synced before it gets its
+//! name, and the folder after.
+
+use super::objects::Listed;
+use nix::errno::Errno;
+use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
+use std::collections::HashMap;
+use std::fs::{self, File, Metadata};
+use std::io::{self, ErrorKind, Write};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+
+/// A folder in which the objects are.
+pub(super) struct Local {
+    root: PathBuf,
+    /// Folders that have a name which the disk may not have yet.
+    naming: Mutex<HashMap<PathBuf, usize>>,
+    named: Condvar,
+}
+
+/// A file that has its bytes and not its name. If it never gets one, it goes.
+struct Staged {
+    file: File,
+    at: PathBuf,
+    named: bool,
+}
+
+impl Drop for Staged {
+    fn drop(&mut self) {
+        if !self.named {
+            let _ = fs::remove_file(&self.at);
+        }
+    }
+}
+
+/// While it lives, the folder has such a name.
+struct Naming<'a> {
+    local: &'a Local,
+    folder: PathBuf,
+}
+
+impl Drop for Naming<'_> {
+    fn drop(&mut self) {
+        let mut naming = self.local.naming();
+        if let Some(count) = naming.get_mut(&self.folder) {
+            *count -= 1;
+            if *count == 0 {
+                naming.remove(&self.folder);
+            }
+        }
+        drop(naming);
+        self.local.named.notify_all();
+    }
+}
+
+fn found<T>(result: io::Result<T>) -> io::Result<Option<T>> {
+    match result {
+        Ok(value) => Ok(Some(value)),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+fn folder_of(path: &Path) -> PathBuf {
+    path.parent().map_or_else(|| PathBuf::from("/"), Path::to_owned)
+}
+
+fn sync_folder(folder: &Path) -> io::Result<()> {
+    File::open(folder)?.sync_all()
+}
+
+/// Changes when the object is written anew.
+fn etag(meta: &Metadata) -> String {
+    format!("{:x}-{:x}-{:x}-{:x}", meta.ino(), meta.mtime(), meta.mtime_nsec(), meta.len())
+}
+
+/// Names with `#` and a number are of files that are being written.
+fn is_object(name: &str) -> bool {
+    name.rsplit_once('#').is_none_or(|(_, number)| number.is_empty() || !number.bytes().all(|b| b.is_ascii_digit()))
+}
+
+impl Local {
+    pub fn new(root: PathBuf) -> Self {
+        Self { root, naming: Mutex::default(), named: Condvar::new() }
+    }
+
+    fn naming(&self) -> MutexGuard<'_, HashMap<PathBuf, usize>> {
+        self.naming.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn name(&self, folder: &Path) -> Naming<'_> {
+        *self.naming().entry(folder.to_owned()).or_default() += 1;
+        Naming { local: self, folder: folder.to_owned() }
+    }
+
+    /// What somebody else in this process has just named is not seen before it is there for good: it would be built on.
+    fn settled(&self, folder: &Path) {
+        let mut naming = self.naming();
+        while naming.contains_key(folder) {
+            naming = self.named.wait(naming).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    pub fn get(&self, path: &str) -> io::Result<Option<Vec<u8>>> {
+        found(fs::read(self.root.join(path)))
+    }
+
+    pub fn size(&self, path: &str) -> io::Result<Option<u64>> {
+        let path = self.root.join(path);
+        let size = found(fs::metadata(&path))?.map(|meta| meta.len());
+        if size.is_some() {
+            self.settled(&folder_of(&path));
+        }
+        Ok(size)
+    }
+
+    /// Objects and folders straight below a folder.
+    pub fn list(&self, folder: &str) -> io::Result<(Vec<Listed>, Vec<String>)> {
+        let folder = self.root.join(folder);
+        self.settled(&folder);
+        let (mut objects, mut folders) = (Vec::new(), Vec::new());
+        for entry in found(fs::read_dir(&folder))?.into_iter().flatten() {
+            // Nothing of ours has such a name.
+            let Ok(file) = entry?.file_name().into_string() else { continue };
+            if !is_object(&file) {
+                continue;
+            }
+            // One that has gone meanwhile is not there.
+            let Some(meta) = found(fs::metadata(folder.join(&file)))? else { continue };
+            if meta.is_dir() {
+                folders.push(file);
+            } else {
+                objects.push(Listed { etag: etag(&meta), file });
+            }
+        }
+        Ok((objects, folders))
+    }
+
+    /// False when there is one already.
+    pub fn create(&self, path: &str, bytes: &[u8]) -> io::Result<bool> {
+        self.write(path, bytes, |from, to| {
+            match renameat2(AT_FDCWD, from, AT_FDCWD, to, RenameFlags::RENAME_NOREPLACE) {
+                Ok(()) => Ok(true),
+                Err(Errno::EEXIST) => Ok(false),
+                // Not every file system can do it.
+                Err(Errno::EINVAL | Errno::ENOSYS) => match fs::hard_link(from, to) {
+                    Ok(()) => fs::remove_file(from).map(|()| true),
+                    Err(error) if error.kind() == ErrorKind::AlreadyExists => Ok(false),
+                    Err(error) => Err(error),
+                },
+                Err(errno) => Err(errno.into()),
+            }
+        })
+    }
+
+    /// Whatever was there before.
+    pub fn put(&self, path: &str, bytes: &[u8]) -> io::Result<()> {
+        self.write(path, bytes, |from, to| fs::rename(from, to).map(|()| true)).map(drop)
+    }
+
+    fn write(
+        &self,
+        path: &str,
+        bytes: &[u8],
+        rename: impl FnOnce(&Path, &Path) -> io::Result<bool>,
+    ) -> io::Result<bool> {
+        let path = self.root.join(path);
+        let folder = folder_of(&path);
+        let mut staged = stage(&path)?;
+        staged.file.write_all(bytes)?;
+        staged.file.sync_all()?;
+        let _naming = self.name(&folder);
+        staged.named = rename(&staged.at, &path)?;
+        if staged.named {
+            sync_folder(&folder)?;
+        }
+        Ok(staged.named)
+    }
+
+    /// The disk has the name of this object when this is done.
+    pub fn assure(&self, path: &str) -> io::Result<()> {
+        sync_folder(&folder_of(&self.root.join(path)))
+    }
+
+    /// What is gone already counts as deleted. Folders that become empty go too.
+    pub fn delete(&self, path: &str) -> io::Result<()> {
+        let path = self.root.join(path);
+        found(fs::remove_file(&path))?;
+        let above = path.ancestors().skip(1).take_while(|folder| *folder != self.root);
+        let _ = above.map(fs::remove_dir).take_while(Result::is_ok).count();
+        Ok(())
+    }
+}
+
+/// A file beside its future name; folders that are not there are made, and the disk has them before anything is in them.
+fn stage(path: &Path) -> io::Result<Staged> {
+    let mut number = 1_u64;
+    loop {
+        let mut at = path.as_os_str().to_owned();
+        at.push(format!("#{number}"));
+        let at = PathBuf::from(at);
+        match File::options().write(true).create_new(true).open(&at) {
+            Ok(file) => return Ok(Staged { file, at, named: false }),
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => number += 1,
+            // Again and again, because somebody else may take away a folder that is empty.
+            Err(error) if error.kind() == ErrorKind::NotFound => make_folders(&folder_of(path))?,
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+fn make_folders(folder: &Path) -> io::Result<()> {
+    let missing: Vec<&Path> = folder.ancestors().take_while(|folder| !folder.exists()).collect();
+    fs::create_dir_all(folder)?;
+    // Each has a name in the one above it.
+    missing.iter().filter_map(|folder| folder.parent()).filter(|above| above.exists()).try_for_each(sync_folder)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn files(folder: &Path) -> Vec<String> {
+        let entries = fs::read_dir(folder).expect("lists").map(|entry| entry.expect("entry").file_name());
+        let mut names: Vec<_> = entries.map(|name| name.into_string().expect("a name")).collect();
+        names.sort();
+        names
+    }
+
+    #[test]
+    fn objects_come_and_go_whole() {
+        let dir = tempfile::tempdir().expect("directory");
+        let local = Local::new(dir.path().join("not/yet"));
+        assert_eq!(local.get("a/1.json").expect("asks"), None);
+        assert_eq!(local.size("a/1.json").expect("asks"), None);
+        assert!(local.list("a").expect("lists").0.is_empty());
+        assert!(local.create("a/1.json", b"one").expect("creates"));
+        assert!(!local.create("a/1.json", b"other").expect("is asked"));
+        assert_eq!(local.get("a/1.json").expect("reads").as_deref(), Some(&b"one"[..]));
+        let etag = |local: &Local| local.list("a").expect("lists").0.pop().expect("an object").etag;
+        let first = etag(&local);
+        local.put("a/1.json", b"other").expect("puts");
+        assert_ne!(etag(&local), first);
+        assert_eq!(local.size("a/1.json").expect("asks"), Some(5));
+        assert_eq!(files(&dir.path().join("not/yet/a")), ["1.json"]);
+        local.put("b/c/2.json", b"").expect("puts");
+        assert_eq!(local.list("").expect("lists").1.len(), 2);
+        local.delete("b/c/2.json").expect("deletes");
+        local.delete("b/c/2.json").expect("is gone already");
+        assert_eq!(files(&dir.path().join("not/yet")), ["a"]);
+    }
+
+    /// A crash leaves it; nobody takes it for an object, and it is in nobody's way.
+    #[test]
+    fn what_a_crash_left_is_no_object() {
+        let dir = tempfile::tempdir().expect("directory");
+        let local = Local::new(dir.path().into());
+        local.put("a/1.json", b"one").expect("puts");
+        fs::write(dir.path().join("a/2.json#1"), "ha").expect("writes");
+        let (objects, _) = local.list("a").expect("lists");
+        assert_eq!(objects.iter().map(|object| object.file.as_str()).collect::<Vec<_>>(), ["1.json"]);
+        assert!(local.create("a/2.json", b"two").expect("creates"));
+        assert_eq!(files(&dir.path().join("a")), ["1.json", "2.json", "2.json#1"]);
+    }
+
+    /// It is on a file that cannot be renamed into its place that this shows.
+    #[test]
+    fn what_fails_leaves_nothing() {
+        let dir = tempfile::tempdir().expect("directory");
+        let local = Local::new(dir.path().into());
+        fs::create_dir_all(dir.path().join("a/1.json")).expect("directory");
+        assert!(local.put("a/1.json", b"one").is_err());
+        assert!(!local.create("a/1.json", b"one").expect("is taken"));
+        assert_eq!(files(&dir.path().join("a")), ["1.json"]);
+    }
+
+    /// A name that the disk may not have yet is waited for by whoever would build on it.
+    #[test]
+    fn what_is_being_named_is_waited_for() {
+        let dir = tempfile::tempdir().expect("directory");
+        let local = Local::new(dir.path().into());
+        local.put("a/1.json", b"one").expect("puts");
+        let naming = local.name(&dir.path().join("a"));
+        std::thread::scope(|scope| {
+            let listed = scope.spawn(|| local.list("a").expect("lists").0.len());
+            let other = scope.spawn(|| local.list("b").expect("lists").0.len());
+            assert_eq!(other.join().expect("ends"), 0);
+            assert!(!listed.is_finished());
+            drop(naming);
+            assert_eq!(listed.join().expect("ends"), 1);
+        });
+    }
+}

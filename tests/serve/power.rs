@@ -1,0 +1,76 @@
+//! The power fails under load: everything that was acknowledged is on the disk. A file system of its own, with a journal, in a
+//! file; `mount -o remount,abort` is what ends it: nothing that the kernel has in memory gets there any more.
+
+use super::kill::{generation, holds, kill, left, live};
+use super::{Kind, Served};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+/// Power cuts in CI; more by `SPOOLTAP_POWER_CUTS`.
+const CUTS: u64 = 4;
+
+fn done(command: &mut Command) -> bool {
+    command.output().is_ok_and(|output| output.status.success())
+}
+
+/// A disk that is thrown away at the end.
+struct Disk {
+    image: PathBuf,
+    at: PathBuf,
+}
+
+impl Disk {
+    /// `None` where this machine does not let us; that is said on stderr.
+    fn new(dir: &Path) -> Option<Self> {
+        let disk = Self { image: dir.join("image"), at: dir.join("disk") };
+        std::fs::create_dir(&disk.at).expect("directory");
+        std::fs::File::create(&disk.image).and_then(|file| file.set_len(256 << 20)).expect("image");
+        if done(Command::new("mkfs.ext4").arg("-q").arg(&disk.image)) && disk.mount() {
+            return Some(disk);
+        }
+        let _ = std::io::Write::write_all(&mut std::io::stderr(), b"SKIPPED: needs mkfs.ext4 and mount -o loop\n");
+        None
+    }
+
+    fn mount(&self) -> bool {
+        done(Command::new("mount").args(["-o", "loop"]).arg(&self.image).arg(&self.at))
+    }
+
+    /// From here on nothing reaches it.
+    fn cut(&self) {
+        assert!(done(Command::new("mount").args(["-o", "remount,abort"]).arg(&self.at)));
+    }
+
+    /// As it is found when the power is back.
+    fn back(&self) {
+        assert!(done(Command::new("umount").arg(&self.at)) && self.mount());
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        done(Command::new("umount").arg("-l").arg(&self.at));
+    }
+}
+
+#[test]
+fn what_was_acknowledged_is_there_after_a_power_cut() {
+    let dir = tempfile::tempdir().expect("directory");
+    let Some(disk) = Disk::new(dir.path()) else { return };
+    let cuts: u64 = std::env::var("SPOOLTAP_POWER_CUTS").ok().and_then(|text| text.parse().ok()).unwrap_or(CUTS);
+    let mut boxes = generation(0);
+    for cut in 0..cuts {
+        let served = Served::start(&disk.at, &[]);
+        live(&served, &mut boxes, Duration::from_micros(100_000 + cut * 7919 % 90_000), || {
+            disk.cut();
+            kill(&served);
+        });
+        served.kill9();
+        disk.back();
+        holds(&*left(Kind::Archive, &disk.at), &boxes, &format!("after power cut {cut}"));
+    }
+    let messages: usize = boxes.iter().map(|(_, acked)| acked.snapshot.records.len()).sum();
+    println!("{cuts} power cuts, {messages} messages acknowledged");
+    assert!(messages as u64 >= cuts);
+}
