@@ -197,20 +197,40 @@ fn play(seed: u64) -> anyhow::Result<Option<String>> {
         let missing = done.missing();
         anyhow::ensure!(missing.is_empty(), "no operation of these kinds succeeded: {missing:?}");
         anyhow::ensure!(done.operations() >= workload.operations, "only {} operations succeeded", done.operations());
-        return said_by_itself(pair).map(|()| None);
+        let (before, log) = (listings(&pair)?, pair.spooltap.log());
+        return said_by_itself(pair).map(|()| None).inspect_err(|_| {
+            report(seed, &done, &log, &[]).and_then(|()| write_listings(seed, &before)).expect("is written");
+        });
     }
     let more = differences.len().saturating_sub(SHOWN);
     let shown: Vec<&str> = differences.iter().take(SHOWN).map(String::as_str).collect();
-    if let Ok(folder) = std::env::var("SPOOLTAP_REPORTS") {
-        std::fs::write(format!("{folder}/journal-{seed}"), done.journal.join("\n"))?;
-        std::fs::write(format!("{folder}/log-{seed}"), pair.spooltap.log())?;
-        std::fs::write(format!("{folder}/differences-{seed}"), differences.join("\n"))?;
-        for (name, server) in [("source", &pair.source), ("replica", &pair.replica)] {
-            std::fs::write(format!("{folder}/{name}-{seed}"), server.tool("ctl_mboxlist", &["-d"])?.stdout)?;
-        }
-    }
+    report(seed, &done, &pair.spooltap.log(), &differences)?;
+    write_listings(seed, &listings(&pair)?)?;
     let log = pair.spooltap.log_end(40);
     Ok(Some(format!("seed {seed}:\n    {}\n    and {more} more\nspooltap said\n{log}", shown.join("\n    "))))
+}
+
+/// What was done, said and different, for who asked for it.
+fn report(seed: u64, done: &Done, log: &str, differences: &[String]) -> anyhow::Result<()> {
+    let Ok(folder) = std::env::var("SPOOLTAP_REPORTS") else { return Ok(()) };
+    std::fs::write(format!("{folder}/journal-{seed}"), done.journal.join("\n"))?;
+    std::fs::write(format!("{folder}/log-{seed}"), log)?;
+    std::fs::write(format!("{folder}/differences-{seed}"), differences.join("\n"))?;
+    Ok(())
+}
+
+/// The mailbox lists of both sides, as their own tool prints them.
+fn listings(pair: &Pair) -> anyhow::Result<[Vec<u8>; 2]> {
+    let list = |server: &CyrusServer| anyhow::Ok(server.tool("ctl_mboxlist", &["-d"])?.stdout);
+    Ok([list(&pair.source)?, list(&pair.replica)?])
+}
+
+fn write_listings(seed: u64, listings: &[Vec<u8>; 2]) -> anyhow::Result<()> {
+    let Ok(folder) = std::env::var("SPOOLTAP_REPORTS") else { return Ok(()) };
+    for (name, listing) in ["source", "replica"].iter().zip(listings) {
+        std::fs::write(format!("{folder}/{name}-{seed}"), listing)?;
+    }
+    Ok(())
 }
 
 /// What is changed on the replica behind everybody's back, and where that has to be seen.

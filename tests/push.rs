@@ -11,6 +11,8 @@ mod deleted;
 mod listing;
 #[path = "push/options.rs"]
 mod options;
+#[path = "push/quirks.rs"]
+mod quirks;
 #[path = "push/spoiled.rs"]
 mod spoiled;
 #[path = "push/untouched.rs"]

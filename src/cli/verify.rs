@@ -98,6 +98,9 @@ pub(super) fn verify(common: &Common, args: &VerifyArgs) -> Outcome {
         for (object, lost) in &report.not_held {
             writeln!(out, "{object}: the replica is too old for the {lost}; the rest is compared")?;
         }
+        for (object, below) in &report.made_there {
+            writeln!(out, "{object}: made by the replica itself, above {below}; it is empty, and goes with that")?;
+        }
         for (object, reason) in &report.not_carried {
             writeln!(out, "{object}: not replicated: {reason}")?;
         }

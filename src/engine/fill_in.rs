@@ -31,6 +31,12 @@ impl Pusher<'_> {
         if self.shared.dry_run {
             return Ok(());
         }
+        // An earlier life may have known them; none is looked for where the source has all of them.
+        let is_unknown =
+            |name: MboxName| self.source.by_name(&name).is_none() && self.shared.names().id(&name).is_none();
+        if above(name).any(is_unknown) {
+            self.look_above(name)?;
+        }
         for above in above(name) {
             let Some(id) = self.shared.names().id(&above).cloned() else { continue };
             let stray = self.shared.names().stray(&id) == Some(Uid(0));

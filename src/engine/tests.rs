@@ -275,7 +275,7 @@ fn a_deleted_and_recreated_name_is_another_mailbox() {
 
 #[test]
 fn a_folder_that_the_replica_made_goes_with_what_it_was_made_for() {
-    let rig = Rig::new();
+    let mut rig = Rig::new();
     rig.target.held.lock().expect("lock").modern = true;
     rig.store.change(|content| {
         make(content, "i", "user.a", 1);
@@ -287,6 +287,20 @@ fn a_folder_that_the_replica_made_goes_with_what_it_was_made_for() {
     rig.sync();
     let there = |name: &str| rig.target.held.lock().expect("lock").mailboxes.contains_key(&MboxName::from(name));
     assert!(there("user.a.x") && there("user.a.x.y") && there("user.a.full") && there("user.a.late"));
+    // While they have to be there they are no difference.
+    let (caps, mut session) = (rig.target.capabilities(), rig.target.open().expect("opens"));
+    let extent = super::Extent::default();
+    let report = super::verify(&*rig.store, &mut *session, &caps, None, extent, &mut |_, _| ()).expect("verifies");
+    let made: Vec<(&str, &str)> =
+        report.made_there.iter().map(|(name, below)| (name.as_str(), below.as_str())).collect();
+    let expected = [
+        ("user.a.full", "user.a.full.z"),
+        ("user.a.late", "user.a.late.z"),
+        ("user.a.x", "user.a.x.v"),
+        ("user.a.x.y", "user.a.x.y.z"),
+    ];
+    assert_eq!(made, expected);
+    assert!(report.differences.is_empty(), "{report:?}");
     rig.store.change(|content| {
         rename(content, "one", "user.a.z");
         content.mailboxes.remove(&UniqueId::from("three"));
@@ -305,6 +319,11 @@ fn a_folder_that_the_replica_made_goes_with_what_it_was_made_for() {
     // Something is still below it; somebody has put mail into it.
     assert!(there("user.a.x") && !there("user.a.x.y") && there("user.a.full"));
     rig.target.held.lock().expect("lock").mailboxes.remove(&MboxName::from("user.a.full"));
+    // The next life has not seen how it was made.
+    rig.engine.take().expect("runs").stop(Duration::from_secs(5));
+    rig.state = None;
+    rig.start();
+    rig.engine().scan();
     rig.store.change(|content| drop(content.mailboxes.remove(&UniqueId::from("two"))));
     rig.sync();
     rig.assert_equal();

@@ -7,7 +7,7 @@ use super::scrub::Found;
 use super::{account, diff, loss};
 use crate::model::{
     Capabilities, Disposition, Listing, MailStore, MailboxEntry, MailboxSnapshot, MailboxView, MboxName, Replica,
-    ReplicaError, StoreError, SystemFlags, UniqueId, UserPart,
+    ReplicaError, StoreError, SystemFlags, Uid, UniqueId, UserPart,
 };
 use crate::state::ReplicaState;
 use serde::Serialize;
@@ -39,6 +39,8 @@ pub struct VerifyReport {
     pub unreadable: Vec<(String, String)>,
     /// What the replica is too old to hold, by object; no difference.
     pub not_held: Vec<(String, String)>,
+    /// Empty mailboxes that the replica has made by itself above one of the source's, with that one's name; no difference.
+    pub made_there: Vec<(String, String)>,
     /// What the source holds and no replication carries; no difference.
     pub not_carried: Vec<(String, String)>,
     /// Of the source's message files.
@@ -194,8 +196,15 @@ impl Verifier<'_> {
             self.report.messages += snapshot.records.iter().filter(|record| !record.is_expunged()).count();
             self.mailbox(lane, entry, snapshot, &theirs)?;
         }
-        for (id, view) in views {
-            if !view.head.mbtype.is_intermediate() && self.source.by_id(&id).is_none() {
+        let mut others: Vec<_> = views.into_iter().collect();
+        others.sort_by(|(_, one), (_, other)| one.head.name.cmp(&other.head.name));
+        for (id, view) in others {
+            if view.head.mbtype.is_intermediate() || self.source.by_id(&id).is_some() {
+                continue;
+            }
+            if let Some(below) = self.made_for(&view) {
+                self.report.made_there.push((view.head.name.to_string(), below));
+            } else {
                 self.differ(lane, &view.head.name, "only on the replica", "", id);
             }
         }
@@ -206,6 +215,17 @@ impl Verifier<'_> {
             }
         }
         Ok(())
+    }
+
+    /// The mailbox of the source's that this one, which the source does not have, was made for. See `fill_in`.
+    fn made_for(&self, view: &MailboxView) -> Option<String> {
+        let name = &view.head.name;
+        let can_be = view.head.last_uid == Uid(0) && name.owner().is_some() && !name.is_inbox();
+        if !can_be || self.source.by_name(name).is_some() {
+            return None;
+        }
+        let below = MboxName::new([name.as_bytes(), b"."].concat());
+        self.source.beginning_with(below).next().map(|entry| entry.name.to_string())
     }
 
     fn mailbox(

@@ -187,9 +187,12 @@ fn a_uniqueid_named_twice_at_the_source_is_told_and_loses_nothing() {
     assert!(differences.is_empty(), "{}", listed_lines(&differences));
 }
 
-/// Rewrites the source's mailboxes.db as a flat file with Cyrus's own tool.
-fn edit_mailbox_list(pair: &Pair, edit: impl FnOnce(&str) -> String) {
+/// Rewrites the source's mailboxes.db as a flat file, made with Cyrus's own tool where it is none yet.
+pub(super) fn edit_mailbox_list(pair: &Pair, edit: impl FnOnce(&str) -> String) {
     let source = pair.source.dir.path().join("conf/mailboxes.db");
+    if let Ok(list) = fs::read_to_string(&source) {
+        return fs::write(&source, edit(&list)).expect("is written");
+    }
     let [old, new] = ["list.old", "list.new"].map(|name| pair.replica.base().join("conf").join(name));
     fs::copy(&source, &old).expect("is copied");
     cyrus::give_to_cyrus(&old).expect("is given away");
