@@ -69,3 +69,34 @@ fn numbers_at_the_edge_are_refused_or_kept() {
         check(name, *odd, &ArchiveTarget::new(&format!("file://{}/archive", dir.path().display())).expect("a URL"));
     }
 }
+
+/// In the keys of `mailboxes.db` these bytes stand for the separator and the end of the domain.
+#[test]
+fn a_name_that_would_be_another_mailboxs_row_is_refused() {
+    let dir = tempfile::tempdir().expect("directory");
+    let target = CyrusDirTarget::new(&format!("cyrus://{}/store", dir.path().display())).expect("a URL");
+    let mut session = target.open().expect("opens");
+    let mut good = Source::new("edge0001", "user.edge");
+    good.append("Subject: edge\r\n\r\nedge\r\n");
+    session.apply(&good.step(None), &good.bodies).expect("is taken");
+    for name in ["user\u{1f}edge", "user.edge\u{1f}below", "dom\u{1d}user.edge", "user.edge.\u{7f}"] {
+        let mut odd = Source::new("edge0002", name);
+        odd.append("Subject: odd\r\n\r\nodd\r\n");
+        let head = &good.snapshot.head;
+        let rename = Step::Rename {
+            uniqueid: head.uniqueid.clone(),
+            from: head.name.clone(),
+            to: name.into(),
+            partition: head.partition.clone(),
+            uidvalidity: head.uidvalidity,
+        };
+        let subscribe = Step::Subscribe { user: "edge".into(), name: name.into() };
+        for step in [odd.step(None), rename, subscribe] {
+            let result = session.apply(&step, &odd.bodies);
+            assert!(matches!(result, Err(ReplicaError::Refused(_))), "{name:?}: {step:?}: {result:?}");
+        }
+    }
+    let view = session.view_full(&"user.edge".into()).expect("views").expect("is there");
+    assert_eq!((&view.head.uniqueid, view.records.as_ref()), (&"edge0001".into(), Some(&good.snapshot.records)));
+    assert_eq!(session.view_user(&"edge".into()).expect("views").mailboxes.len(), 1);
+}

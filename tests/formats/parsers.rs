@@ -119,6 +119,13 @@ fn seeds() -> Seeds {
             seeds.add("imapd_conf", &std::fs::read(entry.path()).expect("a file"));
         }
     }
+    // What fuzzing has found; each was a failure once.
+    for entry in walkdir::WalkDir::new(fixtures.join("hostile")).min_depth(2) {
+        let entry = entry.expect("an entry");
+        let folder = entry.path().parent().and_then(Path::file_name).expect("a folder");
+        let (parser, _) = fuzz::PARSERS.iter().find(|(name, _)| folder == *name).expect("is named after a parser");
+        seeds.0.entry(parser).or_default().push(std::fs::read(entry.path()).expect("a file"));
+    }
     seeds
 }
 

@@ -180,6 +180,7 @@ impl Session {
 
     fn apply(&mut self, step: &Step, bodies: &dyn BodySource) -> Result<(), DirError> {
         let store = &self.store;
+        check_names(step)?;
         match step {
             Step::Mailbox(update) => {
                 self.written += store.update(update, bodies, self.pins.files())?;
@@ -204,6 +205,21 @@ impl Session {
             Step::SieveActivate { user, name } => self.user(user, |user| user.activate(name)),
             Step::SieveDeactivate { user } => self.user_less(user, |user| user.deactivate()),
         }
+    }
+}
+
+/// In the keys of `mailboxes.db` and of subscriptions some control characters stand for `.` and `!`: a name with one would
+/// be the row of another mailbox. IMAP has none of them.
+fn check_names(step: &Step) -> Result<(), DirError> {
+    let name = match step {
+        Step::Mailbox(update) => &update.head.name,
+        Step::Rename { to, .. } => to,
+        Step::Subscribe { name, .. } => name,
+        _ => return Ok(()),
+    };
+    match name.as_bytes().iter().any(u8::is_ascii_control) {
+        true => Err(DirError::Refused(format!("mailbox name {name:?} holds a control character"))),
+        false => Ok(()),
     }
 }
 
