@@ -1,5 +1,7 @@
 //! The daemon as an admin sees it: figures, orders, signals.
 
+#[path = "daemon/clock.rs"]
+mod clock;
 #[path = "daemon/fuses.rs"]
 mod fuses;
 #[path = "daemon/ground.rs"]
@@ -252,4 +254,30 @@ fn a_stop_in_the_middle_of_a_reload_is_obeyed() {
         let code = ended.and_then(|status| status.code());
         assert_eq!(code, Some(0), "after {milliseconds} ms: {}", spooltap.log_end(20));
     }
+}
+
+#[test]
+fn with_nothing_to_do_it_writes_nothing_and_is_there_at_once() {
+    if !cyrus::installed() {
+        return;
+    }
+    let lab = Lab::new(&["u1"]);
+    lab.configure("");
+    let spooltap = lab.start(&[]);
+    lab.arrives("u1");
+    let written = || fs::metadata(lab.state().join("status.json")).and_then(|file| file.modified()).expect("is there");
+    // Rates look back for a minute, and change so long.
+    let rests = eventually(LONG * 4, || {
+        let before = written();
+        std::thread::sleep(Duration::from_secs(4));
+        (written() == before).then_some(())
+    });
+    assert!(rests.is_some(), "{}", spooltap.status());
+    // What the figures tell is not late because of it.
+    lab.deliver("u1");
+    let told = eventually(Duration::from_secs(3), || {
+        spooltap.status()["replicas"][0]["confirmed_total"].as_u64().filter(|count| *count > 0)
+    });
+    assert!(told.is_some(), "{}", spooltap.status());
+    assert!(spooltap.terminate().expect("ends").success());
 }

@@ -307,6 +307,8 @@ impl<'a> View<'a> {
         let status = self.status();
         let mut timeless = status.clone();
         (timeless.at, timeless.uptime_seconds, timeless.memory) = (0, 0, Memory::default());
+        // Our own signs of life pass through the kernel as well.
+        timeless.source.events_total = 0;
         timeless.replicas.iter_mut().for_each(|replica| replica.caught_up_at = None);
         (timeless.ground.free_bytes, timeless.ground.clock_jumped_ago_seconds) = (None, None);
         timeless.replicas.iter_mut().for_each(|replica| replica.stats.next_removal_seconds = None);

@@ -116,7 +116,7 @@ fn three_replicas_with_a_dead_and_a_slow_one_end_equal_and_the_healthy_one_is_no
     gates[2].delay(Duration::from_millis(150));
     servers[1].kill9();
     let over = AtomicBool::new(false);
-    let (mut worst_p50, mut most_waiting, mut dead_was_seen) = (0f64, 0u64, false);
+    let (mut worst_p50, mut slow_p50, mut most_waiting, mut dead_was_seen) = (0f64, 0f64, 0u64, false);
     std::thread::scope(|scope| {
         let (over, source, workload) = (&over, &source, &mut workload);
         scope.spawn(move || {
@@ -126,7 +126,8 @@ fn three_replicas_with_a_dead_and_a_slow_one_end_equal_and_the_healthy_one_is_no
         while !over.load(Ordering::Relaxed) {
             let now = status();
             let replica = |at: usize| &now["replicas"][at];
-            worst_p50 = worst_p50.max(replica(0)["lag_p50_seconds"].as_f64().unwrap_or_default());
+            let p50 = |at: usize| replica(at)["lag_p50_seconds"].as_f64().unwrap_or_default();
+            (worst_p50, slow_p50) = (worst_p50.max(p50(0)), slow_p50.max(p50(2)));
             dead_was_seen |= replica(1)["fatal"].is_string();
             for at in 0..3 {
                 let open = ["pending", "running", "waiting"].iter().filter_map(|key| replica(at)[*key].as_u64());
@@ -139,7 +140,9 @@ fn three_replicas_with_a_dead_and_a_slow_one_end_equal_and_the_healthy_one_is_no
     eventually(LONG, || idle(&status()["replicas"][0]).then_some(())).expect("is confirmed");
     let now = status();
     assert!(dead_was_seen && !idle(&now["replicas"][1]), "{now}");
-    assert!(worst_p50 < 2.0, "half of all changes took more than {worst_p50} s to the healthy replica");
+    // However slow this machine is, it has nothing of what holds up the slow one.
+    let held_up = worst_p50 >= 2.0 && worst_p50 > slow_p50 / 2.0;
+    assert!(!held_up, "half of all changes took {worst_p50} s to the healthy replica, {slow_p50} s to the slow one");
     // Mailboxes and users' data, however many messages: the workload makes some dozens of them.
     assert!(most_waiting < 500, "{most_waiting} items waited");
     let peak = now["memory"]["peak_bytes"].as_u64().expect("is told");
