@@ -1,6 +1,7 @@
 //! Every change of a file goes through here: what is made has the modes Cyrus gives, what is replaced is replaced by a
 //! rename of something that is on the disk already, and a test can let any single operation fail.
 
+use super::syncers::{Pending, Syncers};
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
@@ -23,11 +24,12 @@ pub type Hook = Arc<dyn Fn(&'static str, &Path) -> Verdict + Send + Sync>;
 #[derive(Clone, Default)]
 pub(super) struct Disk {
     hook: Option<Hook>,
+    syncers: Syncers,
 }
 
 impl Disk {
     pub fn new(hook: Option<Hook>) -> Self {
-        Self { hook }
+        Self { hook, syncers: Syncers::default() }
     }
 
     fn act<T>(&self, name: &'static str, path: &Path, action: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
@@ -73,6 +75,16 @@ impl Disk {
 
     pub fn sync(&self, file: &File, path: &Path) -> io::Result<()> {
         self.act("sync", path, || file.sync_all())
+    }
+
+    /// The same while the caller goes on. A directory is brought to the disk like any file.
+    pub fn sync_beside(&self, path: &Path) -> io::Result<Pending> {
+        let file = File::open(path)?;
+        Ok(match self.hook.as_ref().map_or(Verdict::Go, |hook| hook("sync", path)) {
+            Verdict::Go => self.syncers.sync(file),
+            Verdict::Fail(error) => Pending::Done(Err(error)),
+            Verdict::FailAfter(error) => Pending::Done(file.sync_all().and(Err(error))),
+        })
     }
 
     /// The same for bytes that are in their place already, without what a file is dated with.

@@ -15,7 +15,7 @@ use crate::model::{
     SystemFlags, Uid, UserFlags, UserId,
 };
 use std::collections::{BTreeMap, HashMap};
-use std::fs::OpenOptions;
+use std::fs::{File, OpenOptions};
 use std::path::{Path, PathBuf};
 
 /// The version that is written: 3.4 and later read it, and it has a place for all that replication carries.
@@ -33,6 +33,7 @@ pub(super) struct Facts {
 }
 
 /// The parsed files of a mailbox.
+#[derive(Clone, Debug)]
 pub(super) struct Held {
     dir: PathBuf,
     header: MailboxHeader,
@@ -45,6 +46,17 @@ pub(super) struct Held {
     file_bytes: u64,
     /// No row of the list names this mailbox yet.
     fresh: bool,
+}
+
+/// Brings to the disk what a commit stands on, with it the file that records were appended to.
+pub(super) type BeforeCommit<'a> = &'a mut dyn FnMut(Option<(&File, &Path)>) -> Result<(), DirError>;
+
+/// Nothing but the records.
+pub(super) fn records_only(disk: &Disk) -> impl FnMut(Option<(&File, &Path)>) -> Result<(), DirError> {
+    move |index| match index {
+        Some((file, path)) => disk.sync(file, path).map_err(|error| DirError::io(path, error)),
+        None => Ok(()),
+    }
 }
 
 /// What a mailbox takes of its quota root.
@@ -181,6 +193,11 @@ impl Held {
         &self.dir
     }
 
+    /// No row of the list names it yet.
+    pub fn is_fresh(&self) -> bool {
+        self.fresh
+    }
+
     pub fn taken(&self) -> Taken {
         taken(&self.index)
     }
@@ -203,7 +220,7 @@ impl Held {
         owner: Option<&UserId>,
         quotaroot: Option<QuotaRoot>,
         facts: &HashMap<Uid, Facts>,
-        before_commit: &dyn Fn() -> Result<(), DirError>,
+        before_commit: BeforeCommit<'_>,
     ) -> Result<(), DirError> {
         let (table, bits) = self.flag_slots(&change)?;
         let before = self.records.len();
@@ -278,9 +295,30 @@ impl Held {
             let is_append = !changed_old && !new_header && self.file_bytes != 0;
             self.write_index(disk, if is_append { Some(before) } else { None }, before_commit)?;
         }
-        self.mailbox.apply(change);
+        // As it will be read: with the flag table of the file.
+        let records = change.records.iter().filter_map(|record| self.record(record.uid));
+        let records = records.map(|found| replicated(&found.record)).collect();
+        self.mailbox.apply(Change { records, user_flags: self.header.user_flags.clone(), ..change });
         self.mailbox.head.quotaroot = self.header.quotaroot.clone();
         Ok(())
+    }
+
+    /// What was written, as it would be read now under this row; `None` where that is not worth knowing.
+    pub fn into_read(mut self, entry: &MailboxEntry) -> Option<Self> {
+        let is_plain = |found: &IndexRecord| found.record.annotations.is_empty();
+        if self.fresh || !self.mailbox.annotations.is_empty() || !self.records.iter().all(is_plain) {
+            return None;
+        }
+        // Counts that this version of the index has no place for are not read.
+        self.index = index::parse_header(&index::encode_header(&self.index).ok()?).ok()?;
+        let highest = self.mailbox.records.iter().map(|record| record.modseq).max().unwrap_or_default();
+        self.mailbox.head = cyrus::head_of(entry, &self.index, &self.header, highest);
+        Some(self)
+    }
+
+    /// All that was read; what is beyond the end of what counts is nobody's.
+    pub fn parts(&self) -> impl PartialEq + std::fmt::Debug {
+        (&self.dir, &self.header, &self.index, &self.records, &self.mailbox, self.fresh)
     }
 
     /// Writes what of a mailbox is not in its records, if it differs: after a rename, or another quota root.
@@ -400,7 +438,7 @@ impl Held {
         &mut self,
         disk: &Disk,
         appended: Option<usize>,
-        before_commit: &dyn Fn() -> Result<(), DirError>,
+        before_commit: BeforeCommit<'_>,
     ) -> Result<(), DirError> {
         let path = index_path(&self.dir);
         let io = |error| DirError::io(&path, error);
@@ -416,14 +454,13 @@ impl Held {
                 if !records.is_empty() {
                     let offset = self.index.record_offset(before as u32 + 1);
                     disk.write_at(&file, &path, offset, &records).map_err(io)?;
-                    before_commit()?;
-                    disk.sync(&file, &path).map_err(io)?;
+                    before_commit(Some((&file, &path)))?;
                 }
                 disk.write_at(&file, &path, 0, &header).map_err(io)?;
                 disk.sync_data(&file, &path).map_err(io)?;
             }
             None => {
-                before_commit()?;
+                before_commit(None)?;
                 disk.replace(&path, &[header, records].concat()).map_err(io)?;
             }
         }

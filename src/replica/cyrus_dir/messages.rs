@@ -4,11 +4,12 @@
 use super::DirError;
 use super::disk::Disk;
 use super::held::{Facts, Held};
+use super::syncers::Pending;
 use crate::archive::Change;
 use crate::cyrus::date;
 use crate::model::{BodyRef, BodySource, Disposition, MessageGuid, Record, StoreError, Uid};
 use sha1::{Digest, Sha1};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -30,12 +31,22 @@ pub(super) struct Staged<'a> {
     disk: &'a Disk,
     /// Of the mailbox.
     dir: PathBuf,
-    files: Vec<(Uid, PathBuf)>,
+    files: Vec<Waits>,
     /// Those that have their own names by now.
     published: Vec<PathBuf>,
+    /// Those of them, and their directory, that are on their way to the disk.
+    pending: Vec<(PathBuf, Pending)>,
     pub facts: HashMap<Uid, Facts>,
     /// Bytes that came from the source.
     pub brought: u64,
+}
+
+/// One under its staging name.
+struct Waits {
+    uid: Uid,
+    path: PathBuf,
+    /// It has other names.
+    linked: bool,
 }
 
 pub(super) fn message_path(dir: &Path, uid: Uid) -> PathBuf {
@@ -44,7 +55,7 @@ pub(super) fn message_path(dir: &Path, uid: Uid) -> PathBuf {
 
 impl Drop for Staged<'_> {
     fn drop(&mut self) {
-        self.files.iter().for_each(|(_, path)| drop(std::fs::remove_file(path)));
+        self.files.iter().for_each(|file| drop(std::fs::remove_file(&file.path)));
     }
 }
 
@@ -71,6 +82,7 @@ pub(super) fn stage<'a>(
         dir: held.dir().to_owned(),
         files: Vec::new(),
         published: Vec::new(),
+        pending: Vec::new(),
         facts: HashMap::new(),
         brought: 0,
     };
@@ -82,17 +94,18 @@ pub(super) fn stage<'a>(
     }
     disk.make_dir_for_now(waiting.dir).map_err(|error| DirError::io(waiting.dir, error))?;
     let brought: HashMap<MessageGuid, &BodyRef> = bodies.iter().map(|body| (body.guid, body)).collect();
+    let wanted: HashSet<MessageGuid> = new.iter().map(|record| record.guid).collect();
     let mut known: Elsewhere = held
         .mailbox
         .records
         .iter()
-        .filter(|record| !record.is_unlinked())
+        .filter(|record| !record.is_unlinked() && wanted.contains(&record.guid))
         .map(|record| (record.guid, message_path(held.dir(), record.uid)))
         .collect();
     let mut asked = false;
     for record in new {
         let path = waiting.dir.join(format!("{}.{}.{}", waiting.number, record.uid.0, record.guid));
-        staged.files.push((record.uid, path.clone()));
+        staged.files.push(Waits { uid: record.uid, path: path.clone(), linked: true });
         // The one that a run before this has left under its own name is not trusted, only read.
         let own = message_path(held.dir(), record.uid);
         let when = SystemTime::UNIX_EPOCH + Duration::from_secs(record.internaldate.max(0).unsigned_abs());
@@ -112,6 +125,7 @@ pub(super) fn stage<'a>(
             && let Some(body) = brought.get(&record.guid)
         {
             facts = Some(staged.bring(&path, body, when, &mut chunk, source)?);
+            staged.files.iter_mut().rev().take(1).for_each(|file| file.linked = false);
         }
         let Some(facts) = facts else {
             return Err(DirError::Changed(format!("the body {} is not here", record.guid)));
@@ -195,34 +209,42 @@ impl Staged<'_> {
         Ok(checked.facts())
     }
 
-    /// Gives every message its name in the mailbox. Nothing may name them before `sync`.
-    pub fn publish(&mut self) -> Result<(), DirError> {
-        for (uid, path) in std::mem::take(&mut self.files) {
+    /// Gives every message its name in the mailbox; nothing may name them before `sync`. Few are on their way to the disk
+    /// from here on, unless the whole file system follows anyway.
+    pub fn publish(&mut self, all_follows: bool) -> Result<(), DirError> {
+        for Waits { uid, path, linked } in std::mem::take(&mut self.files) {
             let to = message_path(&self.dir, uid);
             let renamed = self.disk.rename(&path, &to);
             // Two names of one file: then the rename has done nothing.
-            let _ = std::fs::remove_file(&path);
+            if linked || renamed.is_err() {
+                let _ = std::fs::remove_file(&path);
+            }
             renamed.map_err(|error| DirError::io(&to, error))?;
             self.published.push(to);
+        }
+        if !all_follows && (1..FEW).contains(&self.published.len()) {
+            for path in self.published.iter().chain([&self.dir]) {
+                let pending = self.disk.sync_beside(path).map_err(|error| DirError::io(path, error))?;
+                self.pending.push((path.clone(), pending));
+            }
         }
         Ok(())
     }
 
-    /// Brings them to the disk, bytes and names. Few by themselves, more with all else that was written: a file system
-    /// that keeps a journal writes that out once, with the first file.
-    pub fn sync(&self) -> Result<(), DirError> {
-        let io = |error| DirError::io(&self.dir, error);
-        match self.published.len() {
-            0 => Ok(()),
-            1..FEW => {
-                for path in &self.published {
-                    let synced = File::open(path).and_then(|file| self.disk.sync(&file, path));
-                    synced.map_err(|error| DirError::io(path, error))?;
-                }
-                self.disk.sync_dir(&self.dir).map_err(io)
-            }
-            _ => self.disk.sync_all_below(&self.dir).map_err(io),
+    /// Waits until they are on the disk, bytes and names, and with them the records that were appended to `index`. Few
+    /// messages by themselves, beside each other; more with all else that was written: a file system that keeps a
+    /// journal writes that out once, with the first file.
+    pub fn sync(&mut self, index: Option<(&File, &Path)>) -> Result<(), DirError> {
+        if self.published.len() >= FEW {
+            return self.disk.sync_all_below(&self.dir).map_err(|error| DirError::io(&self.dir, error));
         }
+        if let Some((file, path)) = index {
+            self.disk.sync(file, path).map_err(|error| DirError::io(path, error))?;
+        }
+        for (path, pending) in std::mem::take(&mut self.pending) {
+            pending.wait().map_err(|error| DirError::io(&path, error))?;
+        }
+        Ok(())
     }
 }
 

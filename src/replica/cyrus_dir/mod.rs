@@ -1,10 +1,12 @@
 //! A directory in Cyrus's own format, `cyrus:///DIR`: what a Cyrus of 3.6 or later starts on as it is.
 //!
 //! `places` knows the layout (that of 3.6: everything under its uniqueid) and the imapd.conf, `lease` keeps everybody else
-//! away, `list` has `mailboxes.db`, `held` one mailbox's files, `messages` brings bodies, `pins` keeps
-//! reserved ones, `quota` and `users` the rest, and
-//! `store` puts them together into what a step does. All changes of files go through `disk`.
+//! away, `list` has `mailboxes.db`, `held` one mailbox's files, `recent` those used last, `messages` brings bodies, `pins` keeps
+//! reserved ones, `quota` and `users` the rest, `aftermath` mends what a death has left, and
+//! `store` puts them together into what a step does. All changes of files go through `disk`, which has `syncers` for what
+//! is brought to the disk beside each other.
 
+mod aftermath;
 mod disk;
 mod held;
 mod lease;
@@ -13,8 +15,10 @@ mod messages;
 mod pins;
 mod places;
 mod quota;
+mod recent;
 mod rows;
 mod store;
+mod syncers;
 mod users;
 
 use crate::cyrus::FormatError;
@@ -24,7 +28,7 @@ use crate::model::{
 };
 use disk::Disk;
 use pins::Pins;
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use store::Store;
@@ -254,12 +258,14 @@ impl Replica for Session {
     }
 
     fn has_bodies(&mut self, guids: &[MessageGuid], names: &[MboxName]) -> Result<BTreeSet<MessageGuid>, ReplicaError> {
-        let there = self.check(self.store.messages_of(names))?;
+        let asked: HashSet<MessageGuid> = guids.iter().copied().collect();
+        let there = self.check(self.store.messages_of(names, &|guid| asked.contains(guid)))?;
         Ok(guids.iter().filter(|guid| there.contains_key(*guid)).copied().collect())
     }
 
     fn reserve(&mut self, guids: &[MessageGuid], names: &[MboxName]) -> Result<BTreeSet<MessageGuid>, ReplicaError> {
-        let there = self.check(self.store.messages_of(names))?;
+        let asked: HashSet<MessageGuid> = guids.iter().copied().collect();
+        let there = self.check(self.store.messages_of(names, &|guid| asked.contains(guid)))?;
         let pinned = self.pins.add(guids, &there);
         self.check(pinned)
     }

@@ -10,36 +10,37 @@ use super::list::{Db, List};
 use super::messages::{self, Elsewhere, Staged, message_path};
 use super::places::Places;
 use super::quota::Quotas;
+use super::recent::{Changing, Recent};
 use super::users::User;
 use crate::archive::{Change, Refusal};
 use crate::cyrus::annotations::{self, Userids};
 use crate::cyrus::mboxlist;
-use crate::cyrus::quota::Usage;
 use crate::model::{
-    Annotation, BodySource, MailboxEntry, MailboxHead, MailboxUpdate, MailboxView, MboxName, MboxType, ModSeq,
-    Partition, QuotaLimits, QuotaRoot, Uid, UniqueId, UserId,
+    Annotation, BodySource, MailboxEntry, MailboxHead, MailboxUpdate, MailboxView, MboxName, MboxType, MessageGuid,
+    ModSeq, Partition, QuotaLimits, QuotaRoot, Uid, UniqueId, UserId,
 };
 use std::collections::{BTreeMap, HashMap};
 use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 const STRIPES: usize = 64;
 
 pub(super) struct Store {
     pub places: Places,
-    disk: Disk,
-    list: Mutex<List>,
+    pub(super) disk: Disk,
+    pub(super) list: Mutex<List>,
     annotations: Mutex<Db>,
-    quotas: Mutex<Quotas>,
-    stripes: [Mutex<()>; STRIPES],
+    pub(super) quotas: Mutex<Quotas>,
+    pub(super) stripes: [Mutex<()>; STRIPES],
+    recent: Recent,
     staged: AtomicU64,
     /// Limits change one after the other, and before the turn of any mailbox is taken.
     quota_turn: Mutex<()>,
     /// A change of a file failed: what stands in the quota files may not be what is in use.
-    miscounted: AtomicBool,
+    pub(super) miscounted: AtomicBool,
     /// Last: given back when everything else is closed.
     _lease: Lease,
 }
@@ -47,7 +48,7 @@ pub(super) struct Store {
 /// Is there while a directory is open: whoever finds it knows that the last one to write did not come to its end.
 const OPEN: &str = "spooltap.open";
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -73,6 +74,7 @@ impl Store {
             annotations: Mutex::new(annotations),
             quotas: Mutex::new(quotas),
             stripes: std::array::from_fn(|_| Mutex::new(())),
+            recent: Recent::default(),
             staged: AtomicU64::new(0),
             quota_turn: Mutex::new(()),
             miscounted: AtomicBool::new(false),
@@ -90,63 +92,13 @@ impl Store {
         Ok(store)
     }
 
-    /// What a writer that was cut off may have left: usage that was not counted, files nobody knows.
-    fn after_a_crash(&self) -> Result<(), DirError> {
-        for root in self.places.partitions().values() {
-            let dir = stage_dir(root);
-            self.disk.remove_tree(&dir).map_err(|error| DirError::io(&dir, error))?;
-        }
-        self.recount()
-    }
-
-    /// Something could not be written.
-    pub fn failed(&self) {
-        self.miscounted.store(true, Ordering::Relaxed);
-    }
-
-    /// Before anything is changed after that.
-    pub fn settle(&self) -> Result<(), DirError> {
-        if self.miscounted.load(Ordering::Relaxed) {
-            // Nobody is between a mailbox and its quota root.
-            let _all: Vec<MutexGuard<'_, ()>> = self.stripes.iter().map(lock).collect();
-            self.recount()?;
-            self.miscounted.store(false, Ordering::Relaxed);
-        }
-        Ok(())
-    }
-
-    /// Sums up what is in use below every root.
-    fn recount(&self) -> Result<(), DirError> {
-        let mut usages: BTreeMap<QuotaRoot, Usage> = BTreeMap::new();
-        let entries: Vec<MailboxEntry> = lock(&self.list).rows.iter().cloned().collect();
-        let mut quotas = lock(&self.quotas);
-        for entry in entries.iter().filter(|entry| !entry.mbtype.is_intermediate()) {
-            let dir = self.dir(entry)?;
-            // What the files say counts: a root that was set and not yet given to its mailboxes has none of them.
-            let (Ok(Some(root)), Ok(Some(index))) = (held::quotaroot_at(&dir), held::read_index_header(&dir)) else {
-                continue;
-            };
-            let (taken, usage) = (held::taken(&index), usages.entry(root).or_default());
-            usage.storage += taken.storage;
-            usage.messages += taken.messages;
-            usage.annotations += taken.annotations;
-            usage.folders += 1;
-        }
-        let roots: Vec<QuotaRoot> = quotas.iter().map(|(root, _)| root.clone()).collect();
-        for root in roots {
-            let usage = usages.remove(&root).unwrap_or_default();
-            quotas.put_usage(&self.places, &self.disk, &root, usage)?;
-        }
-        Ok(())
-    }
-
     fn stripe(&self, key: &[u8]) -> MutexGuard<'_, ()> {
         let hash = BuildHasherDefault::<DefaultHasher>::default().hash_one(key) as usize;
         // There are as many as the divisor.
         lock(self.stripes.get(hash % STRIPES).unwrap_or(&self.stripes[0]))
     }
 
-    fn dir(&self, entry: &MailboxEntry) -> Result<PathBuf, DirError> {
+    pub(super) fn dir(&self, entry: &MailboxEntry) -> Result<PathBuf, DirError> {
         self.places.mailbox(&entry.partition, &entry.uniqueid)
     }
 
@@ -212,7 +164,7 @@ impl Store {
             let view = self.view(&entry)?;
             return Ok(view.map(|view| MailboxView { records: Some(Vec::new()), ..view }));
         }
-        Ok(self.load(&entry)?.map(|held| held.mailbox.view()))
+        Ok(self.loaded(&entry)?.map(|held| held.mailbox.view()))
     }
 
     fn load(&self, entry: &MailboxEntry) -> Result<Option<Held>, DirError> {
@@ -220,13 +172,43 @@ impl Store {
         Held::load(&self.dir(entry)?, entry, owner.as_ref(), self.notes_of(entry)?)
     }
 
-    /// Where messages of these mailboxes lie.
-    pub fn messages_of(&self, names: &[MboxName]) -> Result<Elsewhere, DirError> {
+    /// The same for somebody who only looks.
+    fn loaded(&self, entry: &MailboxEntry) -> Result<Option<Arc<Held>>, DirError> {
+        let turn = match self.recent.get(entry) {
+            Ok(held) => return Ok(Some(held)),
+            Err(turn) => turn,
+        };
+        let held = self.load(entry)?.map(Arc::new);
+        held.iter().for_each(|held| self.recent.read(turn, entry, held));
+        Ok(held)
+    }
+
+    /// The same for somebody who has its turn and changes it.
+    fn load_to_change(&self, entry: &MailboxEntry) -> Result<(Changing<'_>, Option<Held>), DirError> {
+        let (changing, known) = self.recent.change(&entry.uniqueid);
+        match known.filter(|(known, _)| known == entry) {
+            Some((_, held)) => {
+                if cfg!(debug_assertions) {
+                    assert_eq!(self.load(entry)?.as_ref().map(Held::parts), Some(held.parts()));
+                }
+                Ok((changing, Some(held)))
+            }
+            None => Ok((changing, self.load(entry)?)),
+        }
+    }
+
+    /// Where those messages of these mailboxes lie that are `wanted`.
+    pub fn messages_of(
+        &self,
+        names: &[MboxName],
+        wanted: &dyn Fn(&MessageGuid) -> bool,
+    ) -> Result<Elsewhere, DirError> {
         let mut out = Elsewhere::new();
         for name in names {
             let Some(entry) = self.entry(name).filter(|entry| !entry.mbtype.is_intermediate()) else { continue };
-            let Some(held) = self.load(&entry)? else { continue };
-            for record in held.mailbox.records.iter().filter(|record| !record.is_expunged()) {
+            let Some(held) = self.loaded(&entry)? else { continue };
+            let live = held.mailbox.records.iter().filter(|record| !record.is_expunged());
+            for record in live.filter(|record| wanted(&record.guid)) {
                 out.entry(record.guid).or_insert_with(|| message_path(held.dir(), record.uid));
             }
         }
@@ -268,9 +250,9 @@ impl Store {
         let root = self.places.partition_made(partition, &self.disk)?;
         let dir = self.places.mailbox(partition, &head.uniqueid)?;
         let real = row.as_ref().filter(|row| !row.mbtype.is_intermediate());
-        let held = match real {
-            Some(row) => self.load(row)?,
-            None => None,
+        let (changing, held) = match real {
+            Some(row) => self.load_to_change(row)?,
+            None => (self.recent.change(&head.uniqueid).0, None),
         };
         let anew = held.is_none();
         if anew && !update.create {
@@ -293,7 +275,7 @@ impl Store {
             let (dir, number) = (stage_dir(&root), self.staged.fetch_add(1, Ordering::Relaxed));
             let waiting = messages::Waiting { dir: &dir, number };
             let elsewhere = || {
-                let mut found = self.messages_of(&update.reserve_from)?;
+                let mut found = self.messages_of(&update.reserve_from, &|_| true)?;
                 found.extend(pinned.iter().map(|(guid, path)| (*guid, path.clone())));
                 Ok(found)
             };
@@ -309,6 +291,9 @@ impl Store {
         let after = held.quotaroot().map(|root| (root, held.taken()));
         let before = before.as_ref().map(|(root, taken)| (root, *taken));
         lock(&self.quotas).moved(&self.places, &self.disk, before, after)?;
+        if let Some(held) = held.into_read(&entry) {
+            changing.done(&entry, held);
+        }
         Ok(brought)
     }
 
@@ -316,9 +301,10 @@ impl Store {
         let head = &change.head;
         let owner = self.owner(&head.name);
         let quotaroot = lock(&self.quotas).root_of(&head.name);
-        staged.publish()?;
+        staged.publish(held.is_fresh())?;
         self.put_notes(&head.uniqueid, owner.as_ref(), &change.annotations)?;
-        held.write(&self.disk, change, owner.as_ref(), quotaroot, &staged.facts, &|| staged.sync())
+        let facts = std::mem::take(&mut staged.facts);
+        held.write(&self.disk, change, owner.as_ref(), quotaroot, &facts, &mut |index| staged.sync(index))
     }
 
     /// Makes these all annotations of a mailbox.
@@ -386,6 +372,7 @@ impl Store {
 
     /// What belongs to a mailbox and to nothing else, once no row names it any more.
     fn clear(&self, entry: &MailboxEntry) -> Result<(), DirError> {
+        let _changing = self.recent.change(&entry.uniqueid);
         let dir = self.dir(entry)?;
         let taken = held::read_index_header(&dir).ok().flatten().map(|index| held::taken(&index));
         let root = held::quotaroot_at(&dir).ok().flatten();
@@ -416,6 +403,7 @@ impl Store {
         uidvalidity: u32,
     ) -> Result<(), DirError> {
         let _mine = self.stripe(id.as_bytes());
+        let _changing = self.recent.change(id);
         let (old, target) = (self.entry(from), self.entry(to));
         if let Some(other) = target.as_ref().filter(|row| row.uniqueid != *id) {
             return Err(DirError::Moved(format!("{to} has the uniqueid {}", other.uniqueid)));
@@ -463,6 +451,7 @@ impl Store {
 
     /// Brings name, quota root and uidvalidity in a mailbox's files in line with the list and the roots there are.
     fn retarget(&self, entry: &MailboxEntry, uidvalidity: Option<u32>) -> Result<(), DirError> {
+        let _changing = self.recent.change(&entry.uniqueid);
         let Some(mut held) = self.load(entry)? else { return Ok(()) };
         let before = held.quotaroot().cloned();
         let root = lock(&self.quotas).root_of(&entry.name);
@@ -496,13 +485,16 @@ impl Store {
     pub fn expunge(&self, id: &UniqueId, name: &MboxName, uids: &[Uid]) -> Result<(), DirError> {
         let _mine = self.stripe(id.as_bytes());
         let row = self.checked(id, name)?;
-        let mut held = self.load(&row)?.ok_or_else(|| DirError::NoSuchMailbox(name.clone()))?;
+        let (_changing, held) = self.load_to_change(&row)?;
+        let mut held = held.ok_or_else(|| DirError::NoSuchMailbox(name.clone()))?;
         let change = held.mailbox.plan_expunge(uids);
         if held.mailbox.has(&change) {
             return Ok(());
         }
         let (root, before) = (held.quotaroot().cloned(), held.taken());
-        held.write(&self.disk, change, self.owner(name).as_ref(), root.clone(), &HashMap::new(), &|| Ok(()))?;
+        let owner = self.owner(name);
+        let mut alone = held::records_only(&self.disk);
+        held.write(&self.disk, change, owner.as_ref(), root.clone(), &HashMap::new(), &mut alone)?;
         let Some(root) = root else { return Ok(()) };
         lock(&self.quotas).moved(&self.places, &self.disk, Some((&root, before)), Some((&root, held.taken())))
     }
@@ -578,8 +570,8 @@ impl Store {
     }
 
     /// The file of a live message, if the mailbox has one with this GUID.
-    pub fn message(&self, name: &MboxName, guid: &crate::model::MessageGuid) -> Result<Option<PathBuf>, DirError> {
-        Ok(self.messages_of(std::slice::from_ref(name))?.remove(guid))
+    pub fn message(&self, name: &MboxName, guid: &MessageGuid) -> Result<Option<PathBuf>, DirError> {
+        Ok(self.messages_of(std::slice::from_ref(name), &|other| other == guid)?.remove(guid))
     }
 
     /// The configdirectory is still there and ours.
@@ -589,7 +581,7 @@ impl Store {
     }
 }
 
-fn stage_dir(partition: &Path) -> PathBuf {
+pub(super) fn stage_dir(partition: &Path) -> PathBuf {
     partition.join("sync./spooltap")
 }
 
