@@ -1,8 +1,10 @@
 //! The power fails under load: everything that was acknowledged is on the disk. A file system of its own, with a journal, in a
 //! file; `mount -o remount,abort` is what ends it: nothing that the kernel has in memory gets there any more.
 
+use super::super::cyrus_dir::Place;
+use super::super::util::{Options, cyrus};
 use super::kill::{generation, holds, kill, left, live};
-use super::{Kind, Served};
+use super::{Kind, Served, open};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -54,23 +56,45 @@ impl Drop for Disk {
     }
 }
 
-#[test]
-fn what_was_acknowledged_is_there_after_a_power_cut() {
-    let dir = tempfile::tempdir().expect("directory");
-    let Some(disk) = Disk::new(dir.path()) else { return };
+/// How the disk is left after all of them; `None` where this machine does not let us.
+fn cut_again_and_again(kind: Kind, dir: &Path) -> Option<Disk> {
+    let disk = Disk::new(dir)?;
     let cuts: u64 = std::env::var("SPOOLTAP_POWER_CUTS").ok().and_then(|text| text.parse().ok()).unwrap_or(CUTS);
     let mut boxes = generation(0);
     for cut in 0..cuts {
-        let served = Served::start(&disk.at, &[]);
+        let served = Served::of(kind, &disk.at, &[]);
         live(&served, &mut boxes, Duration::from_micros(100_000 + cut * 7919 % 90_000), || {
             disk.cut();
             kill(&served);
         });
         served.kill9();
         disk.back();
-        holds(&*left(Kind::Archive, &disk.at), &boxes, &format!("after power cut {cut}"));
+        holds(&*left(kind, &disk.at), &boxes, &format!("after power cut {cut}"));
     }
     let messages: usize = boxes.iter().map(|(_, acked)| acked.snapshot.records.len()).sum();
     println!("{cuts} power cuts, {messages} messages acknowledged");
     assert!(messages as u64 >= cuts);
+    Some(disk)
+}
+
+#[test]
+fn what_was_acknowledged_is_there_after_a_power_cut() {
+    let dir = tempfile::tempdir().expect("directory");
+    cut_again_and_again(Kind::Archive, dir.path());
+}
+
+/// And a real server finds nothing to mend.
+#[test]
+fn what_was_acknowledged_is_there_after_a_power_cut_in_a_cyrus_directory() {
+    if !cyrus::installed() {
+        return;
+    }
+    let dir = tempfile::tempdir().expect("directory");
+    let Some(disk) = cut_again_and_again(Kind::Cyrus, dir.path()) else { return };
+    // Opened once more: what had come and was not acknowledged is taken away then.
+    drop(open(&Served::of(Kind::Cyrus, &disk.at, &[])));
+    let mut place = Place::with_copy(Options::new(), &Kind::Cyrus.place(&disk.at)).expect("is copied");
+    place.boot().expect("starts");
+    let found = place.mendable().expect("is checked");
+    assert!(found.is_empty(), "{found:?}");
 }
