@@ -185,7 +185,8 @@ fn read<S: State>(
     if envelope.generation != generation {
         return Err(fault(format!("says it is generation {}", envelope.generation)));
     }
-    Ok(Some((envelope, bytes.len() as u64)))
+    // Without the empty lines that may be at its end, but for the one that belongs there.
+    Ok(Some((envelope, bytes.trim_ascii_end().len() as u64 + 1)))
 }
 
 fn broken(objects: &Objects, folder: &str, generation: u64, fault: impl Into<String>) -> ArchiveError {
@@ -257,7 +258,7 @@ pub(super) fn publish_only<S: State>(
     let bytes = encode(&envelope(after).with(change))?;
     kept.push((generation, (bytes.len() as u64).saturating_sub(carried)));
     let left = |superseded| Left { folder: folder.to_owned(), newest: generation, superseded };
-    if !objects.create(&path(folder, generation), bytes)? {
+    if !objects.create_text(&path(folder, generation), bytes)? {
         return Err(conflict(objects, folder));
     }
     let (listed, _) = objects.list(folder)?;

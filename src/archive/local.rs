@@ -7,14 +7,27 @@ use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
 use std::collections::HashMap;
 use std::fs::{self, File, Metadata};
+use std::hash::{BuildHasher, RandomState};
 use std::io::{self, ErrorKind, Write};
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Condvar, Mutex, MutexGuard, Once, PoisonError};
+
+/// Made ready for texts that end with a line: more empty lines make no difference to them.
+const SPARE: &str = "spare-";
+const SPARE_BYTES: usize = 16 << 10;
+const PADDING: u8 = b'\n';
+/// So many at one time.
+const SPARES: usize = 4;
 
 /// A folder in which the objects are.
 pub(super) struct Local {
     root: PathBuf,
+    /// Files without a meaning yet, to be written over: all of them the disk has but for what will stand in them.
+    spares: Mutex<Vec<Staged>>,
+    /// What they are called; nobody else's are called so, or one could be taken for another.
+    spare: String,
+    swept: Once,
     /// Folders that have a name which the disk may not have yet.
     naming: Mutex<HashMap<PathBuf, usize>>,
     named: Condvar,
@@ -55,6 +68,23 @@ impl Drop for Naming<'_> {
     }
 }
 
+/// How a file gets its name; false when it is not to have it.
+type Rename = fn(&Path, &Path) -> io::Result<bool>;
+
+fn rename_to_new(from: &Path, to: &Path) -> io::Result<bool> {
+    match renameat2(AT_FDCWD, from, AT_FDCWD, to, RenameFlags::RENAME_NOREPLACE) {
+        Ok(()) => Ok(true),
+        Err(Errno::EEXIST) => Ok(false),
+        // Not every file system can do it.
+        Err(Errno::EINVAL | Errno::ENOSYS) => match fs::hard_link(from, to) {
+            Ok(()) => fs::remove_file(from).map(|()| true),
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => Ok(false),
+            Err(error) => Err(error),
+        },
+        Err(errno) => Err(errno.into()),
+    }
+}
+
 fn found<T>(result: io::Result<T>) -> io::Result<Option<T>> {
     match result {
         Ok(value) => Ok(Some(value)),
@@ -83,7 +113,9 @@ fn is_object(name: &str) -> bool {
 
 impl Local {
     pub fn new(root: PathBuf) -> Self {
-        Self { root, naming: Mutex::default(), named: Condvar::new() }
+        let spare = format!("{SPARE}{:016x}", RandomState::new().hash_one(std::process::id()));
+        let (spares, swept, naming, named) = (Mutex::default(), Once::new(), Mutex::default(), Condvar::new());
+        Self { root, spares, spare, swept, naming, named }
     }
 
     fn naming(&self) -> MutexGuard<'_, HashMap<PathBuf, usize>> {
@@ -140,19 +172,20 @@ impl Local {
 
     /// False when there is one already.
     pub fn create(&self, path: &str, bytes: &[u8]) -> io::Result<bool> {
-        self.write(path, bytes, |from, to| {
-            match renameat2(AT_FDCWD, from, AT_FDCWD, to, RenameFlags::RENAME_NOREPLACE) {
-                Ok(()) => Ok(true),
-                Err(Errno::EEXIST) => Ok(false),
-                // Not every file system can do it.
-                Err(Errno::EINVAL | Errno::ENOSYS) => match fs::hard_link(from, to) {
-                    Ok(()) => fs::remove_file(from).map(|()| true),
-                    Err(error) if error.kind() == ErrorKind::AlreadyExists => Ok(false),
-                    Err(error) => Err(error),
-                },
-                Err(errno) => Err(errno.into()),
+        self.write(path, bytes, rename_to_new)
+    }
+
+    /// The same, for a text to which empty lines at its end make no difference: they may be there.
+    pub fn create_text(&self, path: &str, bytes: &[u8]) -> io::Result<bool> {
+        let at = self.root.join(path);
+        if let Some(spare) = self.spare(&folder_of(&at), bytes) {
+            match self.publish(spare, &at, rename_to_new) {
+                // Another program has taken it away, or its folder.
+                Err(error) if error.kind() == ErrorKind::NotFound => {}
+                done => return done,
             }
-        })
+        }
+        self.create(path, bytes)
     }
 
     /// Whatever was there before.
@@ -160,23 +193,64 @@ impl Local {
         self.write(path, bytes, |from, to| fs::rename(from, to).map(|()| true)).map(drop)
     }
 
-    fn write(
-        &self,
-        path: &str,
-        bytes: &[u8],
-        rename: impl FnOnce(&Path, &Path) -> io::Result<bool>,
-    ) -> io::Result<bool> {
+    fn write(&self, path: &str, bytes: &[u8], rename: Rename) -> io::Result<bool> {
         let path = self.root.join(path);
-        let folder = folder_of(&path);
         let mut staged = stage(&path)?;
         staged.file.write_all(bytes)?;
         staged.file.sync_all()?;
+        self.publish(staged, &path, rename)
+    }
+
+    fn publish(&self, mut staged: Staged, path: &Path, rename: Rename) -> io::Result<bool> {
+        let folder = folder_of(path);
         let _naming = self.name(&folder);
-        staged.named = rename(&staged.at, &path)?;
+        staged.named = rename(&staged.at, path)?;
         if staged.named {
             sync_folder(&folder)?;
         }
         Ok(staged.named)
+    }
+
+    fn spares(&self) -> MutexGuard<'_, Vec<Staged>> {
+        self.spares.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Makes ready for texts that somebody will wait for. Before the first ones go those that others have left: whoever still
+    /// has one does without.
+    pub fn provide(&self) -> io::Result<()> {
+        self.swept.call_once(|| self.sweep_spares());
+        while self.spares().len() < SPARES {
+            let mut spare = stage(&self.root.join(&self.spare))?;
+            spare.file.write_all(&[PADDING; SPARE_BYTES])?;
+            spare.file.sync_all()?;
+            self.spares().push(spare);
+        }
+        Ok(())
+    }
+
+    fn sweep_spares(&self) {
+        for entry in fs::read_dir(&self.root).into_iter().flatten().flatten() {
+            let is_spare = |name: &str| name.starts_with(SPARE) && !is_object(name);
+            if entry.file_name().to_str().is_some_and(is_spare) {
+                let _ = fs::remove_file(entry.path());
+            }
+        }
+    }
+
+    /// A text in a file that was made ready for it. To write over what the disk has is all it has to do: neither a place
+    /// nor a name is to be found.
+    fn spare(&self, folder: &Path, bytes: &[u8]) -> Option<Staged> {
+        if bytes.len() > SPARE_BYTES || bytes.last() != Some(&PADDING) {
+            return None;
+        }
+        let device = fs::metadata(folder).ok()?.dev();
+        let spare = self.spares().pop()?;
+        if spare.file.metadata().ok()?.dev() != device {
+            return None;
+        }
+        // Whatever is the matter with it, it goes, and another file is taken.
+        spare.file.write_all_at(bytes, 0).and_then(|()| spare.file.sync_data()).ok()?;
+        Some(spare)
     }
 
     /// The disk has the name of this object when this is done.
@@ -274,6 +348,52 @@ mod tests {
         assert!(local.put("a/1.json", b"one").is_err());
         assert!(!local.create("a/1.json", b"one").expect("is taken"));
         assert_eq!(files(&dir.path().join("a")), ["1.json"]);
+    }
+
+    fn spares(dir: &Path) -> usize {
+        files(dir).iter().filter(|name| name.starts_with(SPARE)).count()
+    }
+
+    /// Texts that fit are written over what was made ready, once; others, and what is no text, are written anew.
+    #[test]
+    fn texts_stand_in_files_that_were_made_ready() {
+        let dir = tempfile::tempdir().expect("directory");
+        let local = Local::new(dir.path().into());
+        fs::write(dir.path().join("spare-0#7"), "left by a crash").expect("writes");
+        local.put("a/0.json", b"one").expect("puts");
+        local.provide().expect("makes ready");
+        assert_eq!((spares(dir.path()), files(dir.path()).len()), (SPARES, SPARES + 1));
+        let size = |path: &str| local.size(path).expect("asks").expect("is there") as usize;
+        assert!(local.create_text("a/1.json", b"{}\n").expect("creates"));
+        assert_eq!(size("a/1.json"), SPARE_BYTES);
+        let text = local.get("a/1.json").expect("reads").expect("is there");
+        assert_eq!(text.trim_ascii_end(), b"{}");
+        assert!(!local.create_text("a/1.json", b"[]\n").expect("is asked"));
+        assert_eq!(local.get("a/1.json").expect("reads"), Some(text));
+        assert_eq!(spares(dir.path()), SPARES - 2);
+        assert!(local.create_text("a/2.json", b"no line").expect("creates"));
+        assert!(local.create_text("a/3.json", &[PADDING; SPARE_BYTES + 1]).expect("creates"));
+        assert!(local.create_text("new/4.json", b"{}\n").expect("creates"));
+        assert_eq!((size("a/2.json"), size("a/3.json"), size("new/4.json")), (7, SPARE_BYTES + 1, 3));
+        assert_eq!(spares(dir.path()), SPARES - 2);
+        drop(local);
+        assert_eq!(files(dir.path()), ["a", "new"]);
+    }
+
+    /// One takes the other's away; what the other then writes is its own all the same.
+    #[test]
+    fn two_programs_do_not_take_each_others_files_for_theirs() {
+        let dir = tempfile::tempdir().expect("directory");
+        let (one, two) = (Local::new(dir.path().into()), Local::new(dir.path().into()));
+        one.put("a/0.json", b"one").expect("puts");
+        one.provide().expect("makes ready");
+        two.provide().expect("makes ready");
+        assert_eq!(spares(dir.path()), SPARES);
+        assert!(one.create_text("a/1.json", b"1\n").expect("creates"));
+        assert!(two.create_text("a/2.json", b"2\n").expect("creates"));
+        assert_eq!(one.get("a/1.json").expect("reads").as_deref(), Some(&b"1\n"[..]));
+        let text = two.get("a/2.json").expect("reads").expect("is there");
+        assert_eq!((text.trim_ascii_end(), text.len()), (&b"2"[..], SPARE_BYTES));
     }
 
     /// A name that the disk may not have yet is waited for by whoever would build on it.

@@ -212,6 +212,7 @@ impl Archive {
             }
             left.sweep(&archive.objects);
             drop(busy);
+            archive.objects.provide();
         })
     }
 

@@ -178,6 +178,23 @@ impl Objects {
         })
     }
 
+    /// The same, for a text to which empty lines at its end make no difference: they may be there.
+    pub fn create_text(&self, path: &str, bytes: Vec<u8>) -> Result<bool, ArchiveError> {
+        let Some(local) = &self.local else { return self.create(path, bytes) };
+        let created = self.told(path, local.create_text(path, &bytes))?;
+        self.wrote(if created { bytes.len() } else { 0 });
+        Ok(created)
+    }
+
+    /// Makes ready for texts that somebody will wait for. Where that fails, they are written as others are.
+    pub fn provide(&self) {
+        if let Some(local) = &self.local
+            && let Err(error) = local.provide()
+        {
+            tracing::debug!(archive = %self.name, %error, "nothing can be made ready");
+        }
+    }
+
     /// Begins to write an object whose content its name fixes; `Puts` waits for it.
     pub fn begin_put(&self, path: String, bytes: Vec<u8>, puts: &mut Puts) -> Result<(), ArchiveError> {
         let objects = self.clone();

@@ -73,6 +73,9 @@ impl Writer {
     /// From now on somebody waits for each confirmation: what it need not wait for is done behind it, until `finish`.
     pub fn be_quick(&mut self) {
         self.is_awaited = true;
+        let objects = self.archive.objects.clone();
+        // Without, it is only slower.
+        let _ = self.archive.objects.behind(move || objects.provide());
     }
 
     /// Everything is where it belongs.
