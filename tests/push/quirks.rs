@@ -33,6 +33,23 @@ fn turn_flag_over(folder: &Path, when: i64) -> u32 {
     uid
 }
 
+/// Renames a mailbox of the source as an old Cyrus does: the folder and the row.
+fn rename(pair: &Pair, from: &str, to: &str) {
+    let folder = |name: &str| pair.source.dir.path().join("spool").join(name.replace('.', "/"));
+    fs::rename(folder(from), folder(to)).expect("is moved");
+    edit_mailbox_list(pair, |list| {
+        let start = format!("{from}\t");
+        assert!(list.lines().any(|line| line.starts_with(&start)), "{from} is listed");
+        let rows = list.lines().map(|line| match line.strip_prefix(&start) {
+            Some(rest) => format!("{to}\t{rest}"),
+            None => line.to_owned(),
+        });
+        let mut rows: Vec<String> = rows.collect();
+        rows.sort();
+        rows.join("\n") + "\n"
+    });
+}
+
 /// The annotation of a mailbox raises its modseq on a 3.6, but not on the 2.4 it came from: every later update of that
 /// mailbox by Cyrus's own client ends in `NO IMAP_SYNC_CHECKSUM` (traces of 2.4.22 to 3.6.1).
 #[test]
@@ -68,6 +85,31 @@ fn a_mailbox_of_2_4_with_an_annotation_is_kept_up_to_date() {
     }
 }
 
+/// A rename raises the modseq of a mailbox on a replica before 3.6; on a source 2.4 it does not.
+#[test]
+fn a_mailbox_of_2_4_that_was_renamed_is_kept_up_to_date() {
+    if !cyrus::installed() {
+        return;
+    }
+    let pair = Pair::new(store::store("2.4.22-a")).expect("starts");
+    succeeds(&pair.spooltap(&["push", "-A"]).expect("runs"), "push").expect("succeeds");
+    rename(&pair, "user.u6.Lists", "user.u6.Moved");
+    let folder = pair.source.dir.path().join("spool/user/u6/Moved");
+    let verified = || {
+        succeeds(&pair.spooltap(&["push", "-A"]).expect("runs"), "push").expect("succeeds");
+        succeeds(&pair.spooltap(&["verify", "--records"]).expect("runs"), "verify").expect("succeeds");
+        let shown = snapshot(&pair.replica, &["u6".to_owned()]).expect("is read").0;
+        shown["users"]["u6"]["mailboxes"]["user.u6.Moved"]["messages"].clone()
+    };
+    let mut last = verified();
+    for turn in 0..3 {
+        let uid = turn_flag_over(&folder, 1_795_700_000 + turn).to_string();
+        let now = verified();
+        assert_ne!(now[&uid]["flags"], last[&uid]["flags"], "turn {turn}");
+        last = now;
+    }
+}
+
 /// A 2.x and a 3.0 have mailboxes without a parent; a 3.6 makes one when it is told of a new mailbox.
 #[test]
 fn a_parent_that_the_replica_makes_is_named_and_goes_again() {
@@ -75,35 +117,20 @@ fn a_parent_that_the_replica_makes_is_named_and_goes_again() {
         return;
     }
     let pair = Pair::new(store::store("2.5.11-a")).expect("starts");
-    let spool = pair.source.dir.path().join("spool/user/u7");
-    let rename = |from: &str, to: &str| {
-        fs::rename(spool.join(from.replace('.', "/")), spool.join(to.replace('.', "/"))).expect("is moved");
-        edit_mailbox_list(&pair, |list| {
-            let start = format!("user.u7.{from}\t");
-            assert!(list.lines().any(|line| line.starts_with(&start)), "{from} is listed");
-            let rows = list.lines().map(|line| match line.strip_prefix(&start) {
-                Some(rest) => format!("user.u7.{to}\t{rest}"),
-                None => line.to_owned(),
-            });
-            let mut rows: Vec<String> = rows.collect();
-            rows.sort();
-            rows.join("\n") + "\n"
-        });
-    };
     let there = || {
         let names = snapshot(&pair.replica, &pair.source.users()).expect("is read").0["names"].clone();
         let has = |name: &str| names.as_array().expect("a list").contains(&name.into());
         ["user.u7.Deep", "user.u7.Deep.Trash", "user.u7.Trash"].map(has)
     };
     let told = "user.u7.Deep: made by the replica itself, above user.u7.Deep.Trash";
-    fs::create_dir(spool.join("Deep")).expect("is made");
-    rename("Trash", "Deep.Trash");
+    fs::create_dir(pair.source.dir.path().join("spool/user/u7/Deep")).expect("is made");
+    rename(&pair, "user.u7.Trash", "user.u7.Deep.Trash");
     succeeds(&pair.spooltap(&["push", "-A"]).expect("runs"), "push").expect("succeeds");
     let verified = pair.spooltap(&["verify"]).expect("runs");
     succeeds(&verified, "verify").expect("succeeds");
     assert!(said(&verified).contains(told), "{}", said(&verified));
     assert_eq!(there(), [true, true, false]);
-    rename("Deep.Trash", "Trash");
+    rename(&pair, "user.u7.Deep.Trash", "user.u7.Trash");
     succeeds(&pair.spooltap(&["push", "-A"]).expect("runs"), "push").expect("succeeds");
     let verified = pair.spooltap(&["verify"]).expect("runs");
     succeeds(&verified, "verify").expect("succeeds");

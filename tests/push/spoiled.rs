@@ -5,6 +5,7 @@
 use super::{Pair, listed_lines, said, succeeds};
 use crate::util::{Imap, cyrus, store};
 use serde_json::Value;
+use spooltap::cyrus::db;
 use std::fs;
 
 /// A pair that is equal, of a store with Sieve scripts, and with annotations of messages and mailboxes.
@@ -190,15 +191,23 @@ fn a_uniqueid_named_twice_at_the_source_is_told_and_loses_nothing() {
 /// Rewrites the source's mailboxes.db as a flat file, made with Cyrus's own tool where it is none yet.
 pub(super) fn edit_mailbox_list(pair: &Pair, edit: impl FnOnce(&str) -> String) {
     let source = pair.source.dir.path().join("conf/mailboxes.db");
-    if let Ok(list) = fs::read_to_string(&source) {
-        return fs::write(&source, edit(&list)).expect("is written");
-    }
+    // Later releases write 0xff before a TAB of a value: a character for each byte.
+    let edited = |bytes: Vec<u8>| {
+        let list = edit(&bytes.into_iter().map(char::from).collect::<String>());
+        let bytes: Vec<u8> = list.chars().map(|letter| u8::try_from(letter).expect("a byte")).collect();
+        fs::write(&source, bytes).expect("is written");
+    };
+    let bytes = fs::read(&source).expect("a list");
+    let kind = match db::sniff(&bytes) {
+        db::Kind::Twoskip => "twoskip",
+        db::Kind::Skiplist => "skiplist",
+        _ => return edited(bytes),
+    };
     let [old, new] = ["list.old", "list.new"].map(|name| pair.replica.base().join("conf").join(name));
     fs::copy(&source, &old).expect("is copied");
     cyrus::give_to_cyrus(&old).expect("is given away");
     let (from, to) = (old.to_str().expect("UTF-8"), new.to_str().expect("UTF-8"));
-    let output = pair.replica.tool("cvt_cyrusdb", &[from, "twoskip", to, "flat"]).expect("runs");
+    let output = pair.replica.tool("cvt_cyrusdb", &[from, kind, to, "flat"]).expect("runs");
     succeeds(&output, "cvt_cyrusdb").expect("succeeds");
-    let list = fs::read_to_string(&new).expect("is text");
-    fs::write(&source, edit(&list)).expect("is written");
+    edited(fs::read(&new).expect("is written"));
 }
