@@ -3,8 +3,6 @@
 //! name, and the folder after.
 
 use super::objects::Listed;
-use nix::errno::Errno;
-use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
 use std::collections::HashMap;
 use std::fs::{self, File, Metadata};
 use std::hash::{BuildHasher, RandomState};
@@ -71,17 +69,25 @@ impl Drop for Naming<'_> {
 /// How a file gets its name; false when it is not to have it.
 type Rename = fn(&Path, &Path) -> io::Result<bool>;
 
+/// False when something has that name.
 fn rename_to_new(from: &Path, to: &Path) -> io::Result<bool> {
-    match renameat2(AT_FDCWD, from, AT_FDCWD, to, RenameFlags::RENAME_NOREPLACE) {
-        Ok(()) => Ok(true),
-        Err(Errno::EEXIST) => Ok(false),
-        // Not every file system can do it.
-        Err(Errno::EINVAL | Errno::ENOSYS) => match fs::hard_link(from, to) {
-            Ok(()) => fs::remove_file(from).map(|()| true),
-            Err(error) if error.kind() == ErrorKind::AlreadyExists => Ok(false),
-            Err(error) => Err(error),
-        },
-        Err(errno) => Err(errno.into()),
+    // `nix` has the call for glibc alone.
+    #[cfg(target_env = "gnu")]
+    {
+        use nix::errno::Errno;
+        use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
+        match renameat2(AT_FDCWD, from, AT_FDCWD, to, RenameFlags::RENAME_NOREPLACE) {
+            Ok(()) => return Ok(true),
+            Err(Errno::EEXIST) => return Ok(false),
+            // Not every file system can do it.
+            Err(Errno::EINVAL | Errno::ENOSYS) => {}
+            Err(errno) => return Err(errno.into()),
+        }
+    }
+    match fs::hard_link(from, to) {
+        Ok(()) => fs::remove_file(from).map(|()| true),
+        Err(error) if error.kind() == ErrorKind::AlreadyExists => Ok(false),
+        Err(error) => Err(error),
     }
 }
 

@@ -191,7 +191,8 @@ fn kind_of(magic: i64) -> FsKind {
 pub fn fs_kind(path: &Path) -> std::io::Result<FsKind> {
     for above in path.ancestors() {
         match nix::sys::statfs::statfs(above) {
-            Ok(stat) => return Ok(kind_of(stat.filesystem_type().0)),
+            // Signed and unsigned, of 32 and 64 bits: another one for each C library and machine.
+            Ok(stat) => return Ok(kind_of(i128::from(stat.filesystem_type().0) as i64)),
             Err(nix::errno::Errno::ENOENT | nix::errno::Errno::ENOTDIR) => {}
             Err(errno) => return Err(errno.into()),
         }
