@@ -9,6 +9,8 @@ mod deep;
 mod deleted;
 #[path = "push/listing.rs"]
 mod listing;
+#[path = "push/old.rs"]
+mod old;
 #[path = "push/options.rs"]
 mod options;
 #[path = "push/quirks.rs"]
