@@ -2,7 +2,7 @@
 //! file; `mount -o remount,abort` is what ends it: nothing that the kernel has in memory gets there any more.
 
 use super::super::cyrus_dir::Place;
-use super::super::util::{Options, cyrus};
+use super::super::util::{Options, cyrus, eventually};
 use super::kill::{generation, holds, kill, left, live};
 use super::{Kind, Served, open};
 use std::path::{Path, PathBuf};
@@ -44,9 +44,14 @@ impl Disk {
         assert!(done(Command::new("mount").args(["-o", "remount,abort"]).arg(&self.at)));
     }
 
-    /// As it is found when the power is back.
+    /// As it is found when the power is back. Other tests have mounts of their own, and with them a copy of this one for a
+    /// while: as long as there is one, the file system is the old one, to which nothing can be written.
     fn back(&self) {
-        assert!(done(Command::new("umount").arg(&self.at)) && self.mount());
+        let gone = || done(Command::new("umount").arg(&self.at)) || !done(Command::new("mountpoint").arg(&self.at));
+        let back = || gone() && self.mount();
+        let writable = || std::fs::File::create(self.at.join("probe")).is_ok();
+        let is_back = eventually(Duration::from_secs(60), || (back() && writable()).then_some(()));
+        assert!(is_back.is_some(), "is mounted, and nothing can be written to it");
     }
 }
 
