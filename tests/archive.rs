@@ -6,6 +6,8 @@ mod carried;
 pub(crate) mod crash;
 #[path = "archive/demo.rs"]
 mod demo;
+#[path = "archive/hooked.rs"]
+mod hooked;
 #[path = "archive/kill.rs"]
 mod kill;
 #[path = "archive/replays.rs"]

@@ -139,7 +139,7 @@ fn wait_armed(capture: &CaptureHandle) {
     }
 }
 
-/// Remembers trouble with the source on its way to `events`.
+/// On its way to `events`: something goes on, and trouble with the source is remembered.
 fn watching(events: EventSink, trouble: Trouble, stir: Stir) -> EventSink {
     Arc::new(move |event| {
         stir.stir();

@@ -103,6 +103,12 @@ impl Rig {
         out
     }
 
+    fn verified(&self) -> VerifyReport {
+        let (caps, mut session) = (self.target.capabilities(), self.target.open().expect("opens"));
+        let extent = super::Extent::default();
+        super::verify(&*self.store, &mut *session, &caps, None, extent, &mut |_, _| ()).expect("verifies")
+    }
+
     pub(super) fn assert_equal(&self) {
         assert_eq!(self.differences(), Vec::<String>::new());
     }
@@ -288,9 +294,7 @@ fn a_folder_that_the_replica_made_goes_with_what_it_was_made_for() {
     let there = |name: &str| rig.target.held.lock().expect("lock").mailboxes.contains_key(&MboxName::from(name));
     assert!(there("user.a.x") && there("user.a.x.y") && there("user.a.full") && there("user.a.late"));
     // While they have to be there they are no difference.
-    let (caps, mut session) = (rig.target.capabilities(), rig.target.open().expect("opens"));
-    let extent = super::Extent::default();
-    let report = super::verify(&*rig.store, &mut *session, &caps, None, extent, &mut |_, _| ()).expect("verifies");
+    let report = rig.verified();
     let made: Vec<(&str, &str)> =
         report.made_there.iter().map(|(name, below)| (name.as_str(), below.as_str())).collect();
     let expected = [

@@ -2,60 +2,26 @@
 //! the confirmation. Whatever happens in between, none is lost.
 
 use super::*;
-use futures::stream::BoxStream;
+use hooked::{Hooked, Hooks};
+use object_store::Result;
 use object_store::path::Path;
-use object_store::{
-    CopyOptions, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta, PutMultipartOptions, PutOptions,
-    PutPayload, PutResult, Result,
-};
 use std::io::Read;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// Takes no bodies while `full`.
-#[derive(Debug)]
-struct NoBodies {
-    inner: Arc<dyn ObjectStore>,
-    full: Arc<AtomicBool>,
-}
+/// Takes no bodies while it is set.
+struct NoBodies(Arc<AtomicBool>);
 
-impl std::fmt::Display for NoBodies {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("no bodies")
-    }
-}
-
-#[async_trait::async_trait]
-impl ObjectStore for NoBodies {
-    async fn put_opts(&self, at: &Path, payload: PutPayload, options: PutOptions) -> Result<PutResult> {
-        if self.full.load(Ordering::SeqCst) && at.as_ref().starts_with("bodies/") {
-            return Err(object_store::Error::Generic { store: "no bodies", source: "full".into() });
+impl Hooks for NoBodies {
+    fn before_put(&self, at: &Path) -> Result<()> {
+        match self.0.load(Ordering::SeqCst) && at.as_ref().starts_with("bodies/") {
+            true => Err(object_store::Error::Generic { store: "no bodies", source: "full".into() }),
+            false => Ok(()),
         }
-        self.inner.put_opts(at, payload, options).await
     }
+}
 
-    async fn put_multipart_opts(&self, at: &Path, options: PutMultipartOptions) -> Result<Box<dyn MultipartUpload>> {
-        self.inner.put_multipart_opts(at, options).await
-    }
-
-    async fn get_opts(&self, at: &Path, options: GetOptions) -> Result<GetResult> {
-        self.inner.get_opts(at, options).await
-    }
-
-    fn delete_stream(&self, paths: BoxStream<'static, Result<Path>>) -> BoxStream<'static, Result<Path>> {
-        self.inner.delete_stream(paths)
-    }
-
-    fn list(&self, prefix: Option<&Path>) -> BoxStream<'static, Result<ObjectMeta>> {
-        self.inner.list(prefix)
-    }
-
-    async fn list_with_delimiter(&self, prefix: Option<&Path>) -> Result<ListResult> {
-        self.inner.list_with_delimiter(prefix).await
-    }
-
-    async fn copy_opts(&self, from: &Path, to: &Path, options: CopyOptions) -> Result<()> {
-        self.inner.copy_opts(from, to, options).await
-    }
+fn no_bodies(inner: &Arc<dyn ObjectStore>, full: &Arc<AtomicBool>) -> Arc<dyn ObjectStore> {
+    Arc::new(Hooked { inner: inner.clone(), hooks: NoBodies(full.clone()) })
 }
 
 fn quick(store: &Arc<dyn ObjectStore>) -> Box<dyn Replica> {
@@ -130,7 +96,7 @@ fn they_become_objects_of_their_own() {
 #[test]
 fn none_is_lost_where_they_cannot() {
     let (inner, full) = (memory(), Arc::new(AtomicBool::new(false)));
-    let store: Arc<dyn ObjectStore> = Arc::new(NoBodies { inner: inner.clone(), full: full.clone() });
+    let store = no_bodies(&inner, &full);
     let mut session = quick(&store);
     let mut source = begun(&mut *session);
     append(&mut *session, &mut source, &TEXTS[..1]);
@@ -159,7 +125,7 @@ fn none_is_lost_where_they_cannot() {
 fn others_go_on_from_them() {
     for write in [true, false] {
         let (inner, full) = (memory(), Arc::new(AtomicBool::new(false)));
-        let dying: Arc<dyn ObjectStore> = Arc::new(NoBodies { inner: inner.clone(), full: full.clone() });
+        let dying = no_bodies(&inner, &full);
         let mut session = quick(&dying);
         let mut source = begun(&mut *session);
         full.store(true, Ordering::SeqCst);
@@ -204,7 +170,7 @@ fn a_body_that_is_none_is_not_carried() {
 #[test]
 fn heavy_bodies_are_not_carried() {
     let (inner, full) = (memory(), Arc::new(AtomicBool::new(false)));
-    let store: Arc<dyn ObjectStore> = Arc::new(NoBodies { inner, full: full.clone() });
+    let store = no_bodies(&inner, &full);
     let mut session = quick(&store);
     let mut source = begun(&mut *session);
     full.store(true, Ordering::SeqCst);

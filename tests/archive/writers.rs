@@ -1,70 +1,28 @@
 //! Several programs write to one archive at the same time.
 
 use super::*;
-use futures::stream::BoxStream;
-use object_store::path::Path;
-use object_store::{
-    CopyOptions, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta, PutMultipartOptions, PutOptions,
-    PutPayload, PutResult, Result,
-};
+use hooked::{Hooked, Hooks};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Lets somebody else do something between a writer's first object and its next look at the folder.
 struct Between {
-    inner: Arc<dyn ObjectStore>,
     put: AtomicBool,
     then: Mutex<Option<Box<dyn FnOnce() + Send>>>,
 }
 
-impl std::fmt::Debug for Between {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("between")
-    }
-}
-
-impl std::fmt::Display for Between {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("between")
-    }
-}
-
-#[async_trait::async_trait]
-impl ObjectStore for Between {
-    async fn put_opts(&self, at: &Path, payload: PutPayload, options: PutOptions) -> Result<PutResult> {
-        let result = self.inner.put_opts(at, payload, options).await;
+impl Hooks for Between {
+    fn after_put(&self) {
         self.put.store(true, Ordering::SeqCst);
-        result
     }
 
-    async fn put_multipart_opts(&self, at: &Path, options: PutMultipartOptions) -> Result<Box<dyn MultipartUpload>> {
-        self.inner.put_multipart_opts(at, options).await
-    }
-
-    async fn get_opts(&self, at: &Path, options: GetOptions) -> Result<GetResult> {
-        self.inner.get_opts(at, options).await
-    }
-
-    fn delete_stream(&self, paths: BoxStream<'static, Result<Path>>) -> BoxStream<'static, Result<Path>> {
-        self.inner.delete_stream(paths)
-    }
-
-    fn list(&self, prefix: Option<&Path>) -> BoxStream<'static, Result<ObjectMeta>> {
-        self.inner.list(prefix)
-    }
-
-    async fn list_with_delimiter(&self, prefix: Option<&Path>) -> Result<ListResult> {
+    fn before_list(&self) {
         if self.put.load(Ordering::SeqCst)
             && let Some(then) = self.then.lock().expect("lock").take()
         {
             // A blocking session, and this is no thread for one.
             std::thread::spawn(then).join().expect("is done");
         }
-        self.inner.list_with_delimiter(prefix).await
-    }
-
-    async fn copy_opts(&self, from: &Path, to: &Path, options: CopyOptions) -> Result<()> {
-        self.inner.copy_opts(from, to, options).await
     }
 }
 
@@ -86,8 +44,8 @@ fn what_others_stand_on_stays() {
         let then: Box<dyn FnOnce() + Send> = Box::new(move || {
             other.lock().expect("lock").apply(&quota("user.u2", 2), &Bodies::default()).expect("applies");
         });
-        let between = Between { inner: store.clone(), put: AtomicBool::new(false), then: Mutex::new(Some(then)) };
-        let between: Arc<dyn ObjectStore> = Arc::new(between);
+        let hooks = Between { put: AtomicBool::new(false), then: Mutex::new(Some(then)) };
+        let between: Arc<dyn ObjectStore> = Arc::new(Hooked { inner: store.clone(), hooks });
         // Large, so that the other's change stands on it; or small, so that it is taken in.
         let note =
             Annotation { entry: b"/motd".to_vec(), userid: "".into(), value: vec![b'x'; size], modseq: ModSeq(0) };

@@ -62,12 +62,7 @@ fn what_an_older_replica_does_not_list_is_asked_for_and_what_it_does_not_take_is
         make(content, "gone", "DELETED.user.a.x.5", 2);
     });
     rig.sync();
-    let verified = |rig: &Rig| {
-        let (caps, mut session) = (rig.target.capabilities(), rig.target.open().expect("opens"));
-        let extent = Extent::default();
-        verify(&*rig.store, &mut *session, &caps, None, extent, &mut |_, _| ()).expect("verifies")
-    };
-    let report = verified(&rig);
+    let report = rig.verified();
     assert!(report.differences.is_empty() && report.not_held.is_empty() && report.mailboxes == 2, "{report:?}");
 
     // A state that was lost: nothing is sent again.
@@ -86,7 +81,7 @@ fn what_an_older_replica_does_not_list_is_asked_for_and_what_it_does_not_take_is
     });
     rig.sync();
     rig.assert_equal();
-    let report = verified(&rig);
+    let report = rig.verified();
     assert!(report.differences.is_empty(), "{report:?}");
     let told = "changed options: source \"PS\", replica \"\", as the mailbox was made there";
     assert_eq!(report.not_held, [("user.a".to_owned(), told.to_owned())]);

@@ -125,7 +125,9 @@ pub(super) fn stage<'a>(
             && let Some(body) = brought.get(&record.guid)
         {
             facts = Some(staged.bring(&path, body, when, &mut chunk, source)?);
-            staged.files.iter_mut().rev().take(1).for_each(|file| file.linked = false);
+            if let Some(file) = staged.files.last_mut() {
+                file.linked = false;
+            }
         }
         let Some(facts) = facts else {
             return Err(DirError::Changed(format!("the body {} is not here", record.guid)));

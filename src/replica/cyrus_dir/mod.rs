@@ -182,6 +182,12 @@ impl Session {
         self.store.with_user(user, action).map(Option::unwrap_or_default)
     }
 
+    /// Which of these messages the mailboxes have, and where.
+    fn those_of(&self, guids: &[MessageGuid], names: &[MboxName]) -> Result<messages::Elsewhere, DirError> {
+        let asked: HashSet<&MessageGuid> = guids.iter().collect();
+        self.store.messages_of(names, &|guid| asked.contains(guid))
+    }
+
     fn apply(&mut self, step: &Step, bodies: &dyn BodySource) -> Result<(), DirError> {
         let store = &self.store;
         check_names(step)?;
@@ -258,14 +264,12 @@ impl Replica for Session {
     }
 
     fn has_bodies(&mut self, guids: &[MessageGuid], names: &[MboxName]) -> Result<BTreeSet<MessageGuid>, ReplicaError> {
-        let asked: HashSet<MessageGuid> = guids.iter().copied().collect();
-        let there = self.check(self.store.messages_of(names, &|guid| asked.contains(guid)))?;
+        let there = self.check(self.those_of(guids, names))?;
         Ok(guids.iter().filter(|guid| there.contains_key(*guid)).copied().collect())
     }
 
     fn reserve(&mut self, guids: &[MessageGuid], names: &[MboxName]) -> Result<BTreeSet<MessageGuid>, ReplicaError> {
-        let asked: HashSet<MessageGuid> = guids.iter().copied().collect();
-        let there = self.check(self.store.messages_of(names, &|guid| asked.contains(guid)))?;
+        let there = self.check(self.those_of(guids, names))?;
         let pinned = self.pins.add(guids, &there);
         self.check(pinned)
     }
