@@ -204,7 +204,8 @@ impl Archive {
 
     /// Does behind a confirmation what it need not wait for. Where that fails, `unload` finds it.
     fn afterwards(&self, id: &UniqueId, chain: &Chain, carried: Carried, left: Left) -> Result<(), ArchiveError> {
-        let (archive, busy, id, newest) = (self.clone(), self.afterwards.begin(id), id.clone(), chain.newest());
+        let busy = self.afterwards.begin(id, carried.keys().copied().collect());
+        let (archive, id, newest) = (self.clone(), id.clone(), chain.newest());
         self.objects.behind(move || {
             match bodies::lay_down(&archive.objects, carried) {
                 Ok(()) => archive.cache().unloaded(&id, newest),

@@ -230,8 +230,10 @@ impl Writer {
             bodies::put(objects, &update.bodies, source)?;
         }
         let brought = |guid| update.bodies.iter().any(|body| body.guid == guid);
-        let relied = mailbox.new_bodies(&change).filter(|(guid, _)| !brought(*guid));
-        if let Some(guid) = bodies::missing(objects, relied)?.into_iter().next() {
+        let relied: Vec<_> = mailbox.new_bodies(&change).filter(|(guid, _)| !brought(*guid)).collect();
+        let guids: Vec<MessageGuid> = relied.iter().map(|(guid, _)| *guid).collect();
+        self.archive.afterwards.wait_for_bodies(&guids);
+        if let Some(guid) = bodies::missing(objects, relied.into_iter())?.into_iter().next() {
             return Err(ApplyError::Changed(format!("the body {guid} is not in the archive")));
         }
         let carried = stored.bodies.clone();
@@ -384,6 +386,7 @@ impl Writer {
 
     /// Which of these bodies are there, whichever mailbox they came for.
     pub fn has_bodies(&self, guids: &[MessageGuid]) -> Result<BTreeSet<MessageGuid>, ArchiveError> {
+        self.archive.afterwards.wait_for_bodies(guids);
         let paths: Vec<String> = guids.iter().map(bodies::body_path).collect();
         let sizes = self.archive.objects.sizes(&paths)?;
         Ok(guids.iter().zip(sizes).filter(|(_, size)| size.is_some()).map(|(guid, _)| *guid).collect())

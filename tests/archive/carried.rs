@@ -185,3 +185,34 @@ fn heavy_bodies_are_not_carried() {
     append(&mut *session, &mut source, &TEXTS[..1]);
     everything(&mut *session, &store, &source);
 }
+
+/// Bodies take their time to become objects.
+struct Slow;
+
+impl Hooks for Slow {
+    fn before_put(&self, at: &Path) -> Result<()> {
+        if at.as_ref().starts_with("bodies/") {
+            std::thread::sleep(std::time::Duration::from_millis(100));
+        }
+        Ok(())
+    }
+}
+
+/// Fails without `wait_for_bodies`: who asks right after the confirmation was told that it is not there.
+#[test]
+fn one_that_is_on_its_way_is_there_and_can_be_relied_on() {
+    let store: Arc<dyn ObjectStore> = Arc::new(Hooked { inner: memory(), hooks: Slow });
+    let mut session = quick(&store);
+    let mut source = begun(&mut *session);
+    append(&mut *session, &mut source, &TEXTS[..1]);
+    let guid = source.snapshot.records[0].guid;
+    assert_eq!(session.has_bodies(&[guid], &[]).expect("is asked"), [guid].into());
+    let mut other = Source::new("id-2", "user.u2");
+    other.append(TEXTS[1]);
+    let mut copied = other.step(None);
+    if let Step::Mailbox(update) = &mut copied {
+        update.bodies.clear();
+    }
+    append(&mut *session, &mut source, &TEXTS[1..2]);
+    session.apply(&copied, &Bodies::default()).expect("relies on the other's");
+}
