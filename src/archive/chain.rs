@@ -223,29 +223,58 @@ pub(super) fn publish<S: State>(
     change: S,
     anew: bool,
 ) -> Result<Chain, ArchiveError> {
-    let (chain, left) = publish_only(objects, folder, chain, change, anew)?;
+    let (chain, left) = publish_only(objects, folder, chain, change, anew, u64::MAX)?;
     left.sweep(objects);
     Ok(chain)
 }
 
-/// The same; what it supersedes is left to be swept. Nothing that the chain carries may be without an object of its own.
+/// The same; what it supersedes is left to be swept. Nothing that the chain carries may be without an object of its own. What would
+/// make more than `most` bytes of it is not taken in: that is left to `shorten`.
 pub(super) fn publish_only<S: State>(
     objects: &Objects,
     folder: &str,
     chain: &Chain,
     change: S,
     anew: bool,
+    most: u64,
 ) -> Result<(Chain, Left), ArchiveError> {
-    let generation = chain.newest() + 1;
-    let mut kept = if anew || S::WHOLE { Vec::new() } else { chain.links.clone() };
-    let mut change = change;
+    let kept = if anew || S::WHOLE { Vec::new() } else { chain.links.clone() };
+    publish_on(objects, folder, chain.newest() + 1, kept, change, most)
+}
+
+/// Takes in what was left for later; `None` where nothing was.
+pub(super) fn shorten<S: State>(
+    objects: &Objects,
+    folder: &str,
+    chain: &Chain,
+) -> Result<Option<(Chain, Left)>, ArchiveError> {
+    let mut kept = chain.links.clone();
+    let Some((newest, bytes)) = kept.pop() else { return Ok(None) };
+    if kept.last().is_none_or(|(_, older)| *older >= 2 * bytes) {
+        return Ok(None);
+    }
+    let Some((mut envelope, _)) = read::<S>(objects, folder, newest)? else { return Err(conflict(objects, folder)) };
+    envelope.state.lay_down();
+    publish_on(objects, folder, newest + 1, kept, envelope.state, u64::MAX).map(Some)
+}
+
+/// Publishes `change` as this generation, on top of those.
+fn publish_on<S: State>(
+    objects: &Objects,
+    folder: &str,
+    generation: u64,
+    mut kept: Vec<(u64, u64)>,
+    mut change: S,
+    most: u64,
+) -> Result<(Chain, Left), ArchiveError> {
     let carried = change.carried();
     let envelope = |after| Envelope { format: FORMAT, kind: S::KIND.to_owned(), generation, after, state: () };
     let mut size = match kept.is_empty() {
         true => 0,
         false => ((encode(&change)?.len() + encode(&envelope(Some(0)))?.len()) as u64).saturating_sub(carried),
     };
-    while let Some((last, bytes)) = kept.pop_if(|(_, bytes)| *bytes < 2 * size) {
+    let taken_in = |size: u64| move |(_, bytes): &mut (u64, u64)| *bytes < 2 * size && size + *bytes + carried <= most;
+    while let Some((last, bytes)) = kept.pop_if(taken_in(size)) {
         let Some((mut older, _)) = read::<S>(objects, folder, last)? else { return Err(conflict(objects, folder)) };
         older.state.lay_down();
         change = older.state.fold(change);
@@ -415,6 +444,46 @@ mod tests {
         assert!(written < 400_000, "{written}");
         let (listed, _) = objects.list("n").unwrap();
         assert_eq!(listed.len(), chain.links.len(), "nothing superseded is left");
+    }
+
+    /// What is long is not written while somebody waits, and the chain is as short as ever once it was behind.
+    #[test]
+    fn what_is_left_for_later_is_taken_in_then() {
+        const MOST: u64 = 300;
+        let objects = memory();
+        let (mut chain, mut expected) = (Chain::default(), BTreeMap::new());
+        let (mut longest, mut shortened) = (0, 0);
+        for n in 0..600u32 {
+            let key = n * 7 % 151;
+            expected.insert(key, n);
+            let before = objects.traffic().0;
+            let (quick, left) = publish_only(&objects, "n", &chain, change(key, Some(n)), false, MOST).unwrap();
+            assert!(objects.traffic().0 - before <= MOST + 20, "{n}");
+            left.sweep(&objects);
+            longest = longest.max(quick.links.len());
+            chain = match shorten::<Numbers>(&objects, "n", &quick).unwrap() {
+                Some((shorter, left)) => {
+                    left.sweep(&objects);
+                    shortened += 1;
+                    assert!(shorter.links.len() < quick.links.len());
+                    shorter
+                }
+                None => quick,
+            };
+            assert!(chain.links.is_sorted_by(|(_, older), (_, newer)| *older >= 2 * newer), "{:?}", chain.links);
+            let (loaded, state) = load::<Numbers>(&objects, "n").unwrap().unwrap();
+            assert_eq!(loaded, chain);
+            assert_eq!(state.0, expected.iter().map(|(k, v)| (*k, Some(*v))).collect());
+        }
+        assert!(longest <= 8 && (1..100).contains(&shortened), "{longest} {shortened}");
+        assert!(shorten::<Numbers>(&objects, "n", &chain).unwrap().is_none());
+        // Somebody else was first.
+        let stale = chain.clone();
+        publish(&objects, "n", &chain, change(1, Some(1)), false).unwrap();
+        assert!(!matches!(
+            shorten::<Numbers>(&objects, "n", &Chain { links: vec![(1, 1), (stale.newest(), 9)], ..stale }),
+            Ok(Some(_))
+        ));
     }
 
     #[test]

@@ -205,16 +205,36 @@ impl Archive {
     /// Does behind a confirmation what it need not wait for. Where that fails, `unload` finds it.
     fn afterwards(&self, id: &UniqueId, chain: &Chain, carried: Carried, left: Left) -> Result<(), ArchiveError> {
         let busy = self.afterwards.begin(id, carried.keys().copied().collect());
-        let (archive, id, newest) = (self.clone(), id.clone(), chain.newest());
+        let (archive, id, chain) = (self.clone(), id.clone(), chain.clone());
         self.objects.behind(move || {
-            match bodies::lay_down(&archive.objects, carried) {
-                Ok(()) => archive.cache().unloaded(&id, newest),
+            let laid_down = bodies::lay_down(&archive.objects, carried);
+            left.sweep(&archive.objects);
+            match laid_down {
+                Ok(()) => archive.shorten(&id, chain),
                 Err(error) => tracing::warn!(mailbox = %id, %error, "bodies stay in the mailbox's object for now"),
             }
-            left.sweep(&archive.objects);
             drop(busy);
             archive.objects.provide();
         })
+    }
+
+    /// Takes in generations that an update has left for later, all its bodies being objects of their own.
+    fn shorten(&self, id: &UniqueId, mut chain: Chain) {
+        chain.carries = false;
+        let newest = chain.newest();
+        let chain = match chain::shorten::<StoredMailbox>(&self.objects, &Self::folder(id), &chain) {
+            Ok(Some((shorter, left))) => {
+                left.sweep(&self.objects);
+                shorter
+            }
+            Ok(None) => chain,
+            // The next one does it.
+            Err(error) => {
+                tracing::debug!(mailbox = %id, %error, "its generations stay as they are");
+                chain
+            }
+        };
+        self.cache().rechained(id, newest, chain);
     }
 
     /// A body that an object of this mailbox carries.
@@ -270,12 +290,12 @@ impl Cache {
         Some((chain, mailbox))
     }
 
-    /// What the generations up to this one carried is where it belongs.
-    fn unloaded(&mut self, id: &UniqueId, newest: u64) {
+    /// What is remembered as ending in `newest` is in these generations now.
+    fn rechained(&mut self, id: &UniqueId, newest: u64, new: Chain) {
         if let Some((_, chain, _)) = self.mailboxes.get_mut(id)
             && chain.newest() == newest
         {
-            chain.carries = false;
+            *chain = new;
         }
     }
 

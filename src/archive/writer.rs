@@ -188,7 +188,10 @@ impl Writer {
                 return Err(error);
             }
         }
-        self.set_row(&update.head)
+        match row {
+            Some(row) if row == Row::of(&update.head) => Ok(()),
+            _ => self.set_row(&update.head),
+        }
     }
 
     fn left_over(&self, id: &UniqueId) -> Result<Chain, ArchiveError> {
@@ -237,7 +240,10 @@ impl Writer {
             return Err(ApplyError::Changed(format!("the body {guid} is not in the archive")));
         }
         let carried = stored.bodies.clone();
-        let (chain, left) = self.published(chain::publish_only(objects, &Archive::folder(id), chain, stored, anew))?;
+        // Nobody waits for what earlier updates have left to be written once more.
+        let most = if self.is_awaited { objects.ready_bytes() } else { u64::MAX };
+        let (chain, left) =
+            self.published(chain::publish_only(objects, &Archive::folder(id), chain, stored, anew, most))?;
         Ok(Some(Published { chain, change, carried, left }))
     }
 

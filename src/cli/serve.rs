@@ -43,6 +43,9 @@ pub(super) struct ServeArgs {
     /// Where a password may come without TLS [default: from loopback if there is a certificate, else from everywhere]
     #[arg(long, value_name = "WHERE", value_parser = ["never", "loopback", "always"])]
     cleartext: Option<String>,
+    /// Whom compression is offered: clients that are not on this machine and at least 2 ms away (auto), all, or nobody
+    #[arg(long, value_name = "WHOM", value_parser = ["auto", "on", "off"], default_value = "auto")]
+    compress: String,
     /// Name in the greeting [default: this machine's]
     #[arg(long, value_name = "NAME")]
     servername: Option<String>,
@@ -134,8 +137,13 @@ pub(super) fn serve(common: &Common, args: &ServeArgs) -> Outcome {
     let own_name = || nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok());
     let name = args.servername.clone().or_else(own_name).unwrap_or_else(|| "localhost".into());
     let stage = args.stage.clone().unwrap_or_else(std::env::temp_dir);
-    let server = Server::start(listeners, target, Settings { name, logins, limits, stage, tls, cleartext })
-        .map_err(|error| Failure::new(Exit::State, error))?;
+    let compress = match args.compress.as_str() {
+        "on" => Compress::On,
+        "off" => Compress::Off,
+        _ => Compress::Auto,
+    };
+    let settings = Settings { name, logins, limits, stage, tls, cleartext, compress };
+    let server = Server::start(listeners, target, settings).map_err(|error| Failure::new(Exit::State, error))?;
     info!(store = args.store, listen = args.listen.join(" "), "serving");
     signals.wait();
     info!("stopping");

@@ -20,6 +20,21 @@ pub enum Compress {
     Off,
 }
 
+/// A peer that is reached and answers within this time is in the same building: its network takes more than we can
+/// compress (gigabits against some hundred megabits of one core), so compression would only cost time.
+const NEAR: Duration = Duration::from_millis(2);
+
+impl Compress {
+    /// Whether it is worth it for this peer.
+    pub fn is_for(self, loopback: bool, distance: Duration) -> bool {
+        match self {
+            Self::On => true,
+            Self::Off => false,
+            Self::Auto => !loopback && distance >= NEAR,
+        }
+    }
+}
+
 /// Whether the password may be sent as it is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum ClearText {
@@ -454,6 +469,22 @@ fn percent(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn far_peers_are_compressed_for_unless_somebody_says_otherwise() {
+        let far = Duration::from_millis(12);
+        let near = Duration::from_micros(300);
+        let cases = [
+            (Compress::Auto, true, far, false),
+            (Compress::Auto, false, near, false),
+            (Compress::Auto, false, far, true),
+            (Compress::On, true, near, true),
+            (Compress::Off, false, far, false),
+        ];
+        for (wish, loopback, distance, expected) in cases {
+            assert_eq!(wish.is_for(loopback, distance), expected, "{wish:?} {loopback} {distance:?}");
+        }
+    }
 
     fn check(raw: &str, imapd: &[(&str, &str)]) -> Result<Config, Vec<String>> {
         let raw: Raw = toml::from_str(raw).expect("parses");

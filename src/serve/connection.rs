@@ -76,6 +76,7 @@ enum Who {
 pub(super) fn serve(stream: Stream, guest: &Present) -> io::Result<()> {
     let local = matches!(stream, Stream::Unix(_));
     let (peer, near) = (stream.peer(), stream.is_near());
+    let packs = guest.shared.settings.compress.is_for(near, stream.distance());
     let mut talk = Talk {
         wire: Wire::new(stream)?,
         guest,
@@ -89,6 +90,7 @@ pub(super) fn serve(stream: Stream, guest: &Present) -> io::Result<()> {
         deadline: Instant::now() + guest.shared.settings.limits.login,
         peer,
         near,
+        packs,
     };
     if local {
         talk.logged_in(b"local")?;
@@ -124,6 +126,8 @@ struct Talk<'a> {
     peer: String,
     /// Nobody can read along on the way.
     near: bool,
+    /// Compression is worth it on the way.
+    packs: bool,
 }
 
 impl Talk<'_> {
@@ -142,7 +146,7 @@ impl Talk<'_> {
             if settings.tls.is_some() && !self.wire.is_tls() {
                 self.say("* STARTTLS")?;
             }
-            if !self.wire.is_tls() {
+            if self.packs && !self.wire.is_tls() {
                 self.say("* COMPRESS DEFLATE")?;
             }
             if self.guest.shared.target.capabilities().sieve_mailboxes {

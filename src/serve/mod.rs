@@ -5,6 +5,7 @@
 //! become a path. Each connection has a thread and a session of its own with the replica.
 
 mod connection;
+mod distance;
 mod inherited;
 mod login;
 mod names;
@@ -17,7 +18,7 @@ pub use inherited::listeners as inherited_listeners;
 pub use login::{Logins, LoginsError};
 pub use tls::server_config;
 
-use crate::config::ClearText;
+use crate::config::{ClearText, Compress};
 use crate::model::{ReplicaError, ReplicaTarget};
 use std::collections::BTreeMap;
 use std::io;
@@ -75,6 +76,8 @@ pub struct Settings {
     pub tls: Option<Arc<rustls::ServerConfig>>,
     /// Where a password may be said without TLS.
     pub cleartext: ClearText,
+    /// To whom compression is offered.
+    pub compress: Compress,
 }
 
 /// Where clients come in.
@@ -144,6 +147,13 @@ impl Stream {
         match self {
             Self::Tcp(stream) => stream.peer_addr().is_ok_and(|address| address.ip().to_canonical().is_loopback()),
             Self::Unix(_) => true,
+        }
+    }
+
+    fn distance(&self) -> Duration {
+        match self {
+            Self::Tcp(stream) => distance::round_trip(stream),
+            Self::Unix(_) => Duration::ZERO,
         }
     }
 

@@ -118,7 +118,8 @@ fn sync_client_by_hand() {
 
 fn by_hand(kind: Kind) {
     let dir = tempfile::tempdir().expect("directory");
-    let served = Served::of(kind, dir.path(), &[]);
+    // As for a client that is far away: it takes what it is offered.
+    let served = Served::of(kind, dir.path(), &["--compress", "on"]);
     let source = CyrusServer::start(served_source(&served)).expect("starts");
     for round in 1..4 {
         work(&source, round);

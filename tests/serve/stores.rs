@@ -109,12 +109,32 @@ fn mailboxes_of_scripts_are_offered_where_they_can_be_kept() {
         let mut talk = Talk::login(served.address, REPLICATOR, PASSWORD).expect("logs in");
         let said = talk.ask(b"APPLY CAPABILITIES (SIEVE-MAILBOX)\r\n").expect("answers");
         assert_eq!(String::from_utf8_lossy(&said[0]), enabled);
-        let mut greeting = String::new();
-        let mut stream = std::io::BufReader::new(std::net::TcpStream::connect(served.address).expect("connects"));
-        while !greeting.contains("* OK") {
-            std::io::BufRead::read_line(&mut stream, &mut greeting).expect("greets");
-        }
+        let greeting = greeting(&served);
         assert_eq!(greeting.contains("SIEVE-MAILBOX"), kind == Kind::Archive, "{greeting}");
+    }
+}
+
+fn greeting(served: &Served) -> String {
+    let mut greeting = String::new();
+    let mut stream = std::io::BufReader::new(std::net::TcpStream::connect(served.address).expect("connects"));
+    while !greeting.contains("* OK") {
+        std::io::BufRead::read_line(&mut stream, &mut greeting).expect("greets");
+    }
+    greeting
+}
+
+/// A client of the same machine has no slow network to save.
+#[test]
+fn compression_is_offered_to_whom_it_is_for() {
+    for (whom, is_offered) in [(None, false), (Some("auto"), false), (Some("on"), true), (Some("off"), false)] {
+        let dir = tempfile::tempdir().expect("directory");
+        let arguments = whom.map_or(Vec::new(), |whom| vec!["--compress", whom]);
+        let served = Served::start(dir.path(), &arguments);
+        let greeting = greeting(&served);
+        assert_eq!(greeting.contains("* COMPRESS DEFLATE\r\n"), is_offered, "{whom:?}: {greeting}");
+        // Who knows that it is there may ask for it all the same.
+        let mut talk = Talk::login(served.address, REPLICATOR, PASSWORD).expect("logs in");
+        assert_eq!(talk.said(b"COMPRESS DEFLATE\r\n"), "OK DEFLATE active");
     }
 }
 

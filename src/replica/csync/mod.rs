@@ -54,18 +54,6 @@ struct Known {
     users: HashSet<UserId>,
 }
 
-/// A peer that is reached and answers within this time is in the same building: its network takes more than we can
-/// compress (gigabits against some hundred megabits of one core), so compression would only cost time.
-const NEAR: Duration = Duration::from_millis(2);
-
-fn is_worth_compressing(wish: Compress, loopback: bool, distance: Duration) -> bool {
-    match wish {
-        Compress::On => true,
-        Compress::Off => false,
-        Compress::Auto => !loopback && distance >= NEAR,
-    }
-}
-
 fn fatal(text: impl Into<String>) -> ReplicaError {
     ReplicaError::Fatal(text.into())
 }
@@ -159,7 +147,7 @@ impl CsyncTarget {
                 )));
             }
         }
-        let wanted = is_worth_compressing(self.compress, session.transport.loopback, session.transport.distance);
+        let wanted = self.compress.is_for(session.transport.loopback, session.transport.distance);
         // Asked only where it is offered: an older server answers BAD.
         if wanted && greeting.compress && session.line(b"COMPRESS DEFLATE\r\n").is_ok() {
             session.transport.start_deflate();
@@ -308,26 +296,5 @@ impl ReplicaTarget for CsyncTarget {
         let known = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
         let (dialect, sieve) = known.dialect.unwrap_or((Dialect::of(Generation::V32), false));
         dialect.capabilities(sieve)
-    }
-}
-
-#[cfg(test)]
-mod near_and_far {
-    use super::*;
-
-    #[test]
-    fn far_peers_are_compressed_for_unless_somebody_says_otherwise() {
-        let far = Duration::from_millis(12);
-        let near = Duration::from_micros(300);
-        let cases = [
-            (Compress::Auto, true, far, false),
-            (Compress::Auto, false, near, false),
-            (Compress::Auto, false, far, true),
-            (Compress::On, true, near, true),
-            (Compress::Off, false, far, false),
-        ];
-        for (wish, loopback, distance, expected) in cases {
-            assert_eq!(is_worth_compressing(wish, loopback, distance), expected, "{wish:?} {loopback} {distance:?}");
-        }
     }
 }
