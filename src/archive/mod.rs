@@ -17,6 +17,7 @@ mod index;
 mod local;
 mod mailbox;
 mod objects;
+mod redo;
 mod shapes;
 mod store;
 mod text;
@@ -207,7 +208,8 @@ impl Archive {
         let busy = self.afterwards.begin(id, carried.keys().copied().collect());
         let (archive, id, chain) = (self.clone(), id.clone(), chain.clone());
         self.objects.behind(move || {
-            let laid_down = bodies::lay_down(&archive.objects, carried);
+            let settled = archive.objects.settle(&Self::folder(&id));
+            let laid_down = settled.and_then(|()| bodies::lay_down(&archive.objects, carried));
             left.sweep(&archive.objects);
             match laid_down {
                 Ok(()) => archive.shorten(&id, chain),

@@ -83,7 +83,12 @@ impl Objects {
             // What we confirm has to survive a power cut: the receipts that rely on it do.
             "file" => {
                 let root = root()?;
-                local = Some(Arc::new(Local::new(std::path::Path::new("/").join(root.as_ref()))));
+                let folder = Local::new(std::path::Path::new("/").join(root.as_ref()));
+                folder.recover(super::chain::is_whole).map_err(|error| {
+                    let text = "what was promised before a power cut cannot be put in its place; open it once as somebody who may write there";
+                    bad(format!("{text}: {error}"))
+                })?;
+                local = Some(Arc::new(folder));
                 (Arc::new(LocalFileSystem::new().with_fsync(true).with_automatic_cleanup(true)), root)
             }
             "s3" if parsed.host_str().is_none() => {
@@ -184,6 +189,19 @@ impl Objects {
         let created = self.told(path, local.create_text(path, &bytes))?;
         self.wrote(if created { bytes.len() } else { 0 });
         Ok(created)
+    }
+
+    /// The same for somebody who waits. `settle` has to follow, behind the confirmation.
+    pub fn promise_text(&self, path: &str, bytes: Vec<u8>) -> Result<bool, ArchiveError> {
+        let Some(local) = &self.local else { return self.create(path, bytes) };
+        let created = self.told(path, local.promise_text(path, &bytes))?;
+        self.wrote(if created { bytes.len() } else { 0 });
+        Ok(created)
+    }
+
+    /// Makes what was promised in this folder be there by itself.
+    pub fn settle(&self, folder: &str) -> Result<(), ArchiveError> {
+        self.local.as_ref().map_or(Ok(()), |local| self.told(folder, local.settle(folder)))
     }
 
     /// Makes ready for texts that somebody will wait for. Where that fails, they are written as others are.

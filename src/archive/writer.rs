@@ -2,7 +2,7 @@
 //! the index, in this order, after the bodies.
 
 use super::bodies::{self, Carried, PutError};
-use super::chain::{self, Chain, Left};
+use super::chain::{self, Chain, Left, Pace};
 use super::mailbox::{Change, Mailbox, Refusal};
 use super::shapes::{Row, StoredIndex, StoredScript};
 use super::{Archive, ArchiveError, accounts};
@@ -241,9 +241,9 @@ impl Writer {
         }
         let carried = stored.bodies.clone();
         // Nobody waits for what earlier updates have left to be written once more.
-        let most = if self.is_awaited { objects.ready_bytes() } else { u64::MAX };
+        let pace = if self.is_awaited { Pace::Awaited } else { Pace::Steady };
         let (chain, left) =
-            self.published(chain::publish_only(objects, &Archive::folder(id), chain, stored, anew, most))?;
+            self.published(chain::publish_only(objects, &Archive::folder(id), chain, stored, anew, pace))?;
         Ok(Some(Published { chain, change, carried, left }))
     }
 
