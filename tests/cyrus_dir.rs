@@ -5,6 +5,8 @@
 mod crash;
 #[path = "cyrus_dir/edges.rs"]
 mod edges;
+#[path = "cyrus_dir/promises.rs"]
+mod promises;
 
 use super::archive::{Bodies, Source};
 use super::push::{QUOTA_MESSAGES, QUOTA_STORAGE, grown, rules};

@@ -26,6 +26,7 @@ mod writer;
 use bodies::Carried;
 pub use bodies::PutError;
 pub use mailbox::{ANNOT_RULE, Change, Mailbox, Refusal, merge};
+pub(crate) use redo::{Left as LeftPromises, Promise, Redo};
 pub use store::ArchiveStore;
 pub use writer::{ApplyError, Writer};
 

@@ -54,18 +54,18 @@ fn steps() -> (Vec<Step>, Bodies) {
 }
 
 /// In memory where that is possible: hundreds of lives with all their syncs.
-fn place() -> tempfile::TempDir {
+pub(super) fn place() -> tempfile::TempDir {
     let mut builder = tempfile::Builder::new();
     builder.prefix("spooltap-crash-");
     builder.tempdir_in("/dev/shm").or_else(|_| builder.tempdir()).expect("directory")
 }
 
-fn target(dir: &Path, hook: Option<Hook>) -> CyrusDirTarget {
+pub(super) fn target(dir: &Path, hook: Option<Hook>) -> CyrusDirTarget {
     CyrusDirTarget::with_hook(&format!("cyrus://{}/store", dir.display()), hook).expect("a URL")
 }
 
 /// Everything a fresh session sees, quota usage too. All messages are read and hashed.
-fn dump(dir: &Path) -> BTreeMap<String, String> {
+pub(super) fn dump(dir: &Path) -> BTreeMap<String, String> {
     let target = target(dir, None);
     let mut session = target.open().expect("opens");
     let mut out = BTreeMap::new();

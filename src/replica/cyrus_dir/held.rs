@@ -48,14 +48,33 @@ pub(super) struct Held {
     fresh: bool,
 }
 
-/// Brings to the disk what a commit stands on, with it the file that records were appended to.
-pub(super) type BeforeCommit<'a> = &'a mut dyn FnMut(Option<(&File, &Path)>) -> Result<(), DirError>;
+/// An index to which records were appended, if any, before its header makes them count.
+pub(super) struct Appending<'a> {
+    pub file: &'a File,
+    pub path: &'a Path,
+    pub offset: u64,
+    pub records: &'a [u8],
+    pub header: &'a [u8],
+}
+
+/// How the header of an index gets to the disk.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Commit {
+    Now,
+    /// It was promised.
+    Later,
+}
+
+/// Brings to the disk what a commit stands on, with it the records that were appended, or promises all of it.
+pub(super) type BeforeCommit<'a> = &'a mut dyn FnMut(Option<&Appending<'_>>) -> Result<Commit, DirError>;
 
 /// Nothing but the records.
-pub(super) fn records_only(disk: &Disk) -> impl FnMut(Option<(&File, &Path)>) -> Result<(), DirError> {
-    move |index| match index {
-        Some((file, path)) => disk.sync(file, path).map_err(|error| DirError::io(path, error)),
-        None => Ok(()),
+pub(super) fn records_only(disk: &Disk) -> impl FnMut(Option<&Appending<'_>>) -> Result<Commit, DirError> {
+    move |index| {
+        if let Some(Appending { file, path, .. }) = index.filter(|index| !index.records.is_empty()) {
+            disk.sync(file, path).map_err(|error| DirError::io(path, error))?;
+        }
+        Ok(Commit::Now)
     }
 }
 
@@ -450,14 +469,17 @@ impl Held {
         }
         match appended {
             Some(before) => {
-                let file = OpenOptions::new().write(true).open(&path).map_err(io)?;
+                let file = OpenOptions::new().read(true).write(true).open(&path).map_err(io)?;
+                let offset = self.index.record_offset(before as u32 + 1);
                 if !records.is_empty() {
-                    let offset = self.index.record_offset(before as u32 + 1);
                     disk.write_at(&file, &path, offset, &records).map_err(io)?;
-                    before_commit(Some((&file, &path)))?;
                 }
+                let appending = Appending { file: &file, path: &path, offset, records: &records, header: &header };
+                let commit = before_commit(Some(&appending))?;
                 disk.write_at(&file, &path, 0, &header).map_err(io)?;
-                disk.sync_data(&file, &path).map_err(io)?;
+                if commit == Commit::Now {
+                    disk.sync_data(&file, &path).map_err(io)?;
+                }
             }
             None => {
                 before_commit(None)?;

@@ -3,7 +3,8 @@
 
 use super::DirError;
 use super::disk::Disk;
-use super::held::{Facts, Held};
+use super::held::{Appending, Facts, Held};
+use super::promises::{Message, Messages};
 use super::syncers::Pending;
 use crate::archive::Change;
 use crate::cyrus::date;
@@ -37,6 +38,8 @@ pub(super) struct Staged<'a> {
     /// Those of them, and their directory, that are on their way to the disk.
     pending: Vec<(PathBuf, Pending)>,
     pub facts: HashMap<Uid, Facts>,
+    /// They may be promised, all together.
+    pub promisable: Option<Messages>,
     /// Bytes that came from the source.
     pub brought: u64,
 }
@@ -65,6 +68,8 @@ pub(super) struct Waiting<'a> {
     pub dir: &'a Path,
     /// One that nobody else has there.
     pub number: u64,
+    /// Somebody waits.
+    pub may_promise: bool,
 }
 
 /// Stages every message of `change` that is new in the mailbox.
@@ -84,6 +89,7 @@ pub(super) fn stage<'a>(
         published: Vec::new(),
         pending: Vec::new(),
         facts: HashMap::new(),
+        promisable: waiting.may_promise.then(Messages::default),
         brought: 0,
     };
     let mut chunk = Vec::new();
@@ -128,6 +134,9 @@ pub(super) fn stage<'a>(
             if let Some(file) = staged.files.last_mut() {
                 file.linked = false;
             }
+        }
+        if staged.files.last().is_some_and(|file| file.linked) {
+            staged.promisable = None;
         }
         let Some(facts) = facts else {
             return Err(DirError::Changed(format!("the body {} is not here", record.guid)));
@@ -187,6 +196,8 @@ impl Staged<'_> {
         let mut reader = reader.take(body.size.saturating_add(1));
         let file = self.disk.create(path).map_err(|error| DirError::io(path, error))?;
         let mut checked = Checked::default();
+        self.promisable.take_if(|messages| !messages.has_room(body.size));
+        let mut kept = self.promisable.as_ref().map(|_| Vec::new());
         fit(chunk, body.size);
         loop {
             let count = match reader.read(chunk) {
@@ -198,6 +209,9 @@ impl Staged<'_> {
             let bytes = chunk.get(..count).unwrap_or_default();
             checked.add(bytes);
             self.brought += bytes.len() as u64;
+            if let Some(kept) = &mut kept {
+                kept.extend_from_slice(bytes);
+            }
             self.disk.write(&file, path, bytes).map_err(|error| DirError::io(path, error))?;
         }
         if checked.size != body.size {
@@ -208,12 +222,15 @@ impl Staged<'_> {
             return Err(wrong(Disposition::Quarantine, format!("SHA-1 is {guid}, expected {}", body.guid)));
         }
         file.set_modified(when).map_err(|error| DirError::io(path, error))?;
+        if let Some((messages, bytes)) = self.promisable.as_mut().zip(kept) {
+            let modified = when.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+            messages.push(Message { uid: body.uid, modified, bytes });
+        }
         Ok(checked.facts())
     }
 
-    /// Gives every message its name in the mailbox; nothing may name them before `sync`. Few are on their way to the disk
-    /// from here on, unless the whole file system follows anyway.
-    pub fn publish(&mut self, all_follows: bool) -> Result<(), DirError> {
+    /// Gives every message its name in the mailbox; nothing may name them before `sync`.
+    pub fn publish(&mut self) -> Result<(), DirError> {
         for Waits { uid, path, linked } in std::mem::take(&mut self.files) {
             let to = message_path(&self.dir, uid);
             let renamed = self.disk.rename(&path, &to);
@@ -224,7 +241,12 @@ impl Staged<'_> {
             renamed.map_err(|error| DirError::io(&to, error))?;
             self.published.push(to);
         }
-        if !all_follows && (1..FEW).contains(&self.published.len()) {
+        Ok(())
+    }
+
+    /// From here on few are on their way to the disk.
+    pub fn begin_sync(&mut self) -> Result<(), DirError> {
+        if self.pending.is_empty() && (1..FEW).contains(&self.published.len()) {
             for path in self.published.iter().chain([&self.dir]) {
                 let pending = self.disk.sync_beside(path).map_err(|error| DirError::io(path, error))?;
                 self.pending.push((path.clone(), pending));
@@ -236,11 +258,12 @@ impl Staged<'_> {
     /// Waits until they are on the disk, bytes and names, and with them the records that were appended to `index`. Few
     /// messages by themselves, beside each other; more with all else that was written: a file system that keeps a
     /// journal writes that out once, with the first file.
-    pub fn sync(&mut self, index: Option<(&File, &Path)>) -> Result<(), DirError> {
+    pub fn sync(&mut self, index: Option<&Appending<'_>>) -> Result<(), DirError> {
+        self.begin_sync()?;
         if self.published.len() >= FEW {
             return self.disk.sync_all_below(&self.dir).map_err(|error| DirError::io(&self.dir, error));
         }
-        if let Some((file, path)) = index {
+        if let Some(Appending { file, path, .. }) = index.filter(|index| !index.records.is_empty()) {
             self.disk.sync(file, path).map_err(|error| DirError::io(path, error))?;
         }
         for (path, pending) in std::mem::take(&mut self.pending) {

@@ -2,7 +2,7 @@
 //!
 //! `places` knows the layout (that of 3.6: everything under its uniqueid) and the imapd.conf, `lease` keeps everybody else
 //! away, `list` has `mailboxes.db`, `held` one mailbox's files, `recent` those used last, `messages` brings bodies, `pins` keeps
-//! reserved ones, `quota` and `users` the rest, `aftermath` mends what a death has left, and
+//! reserved ones, `quota` and `users` the rest, `promises` lets somebody who waits wait once, `aftermath` mends what a death has left, and
 //! `store` puts them together into what a step does. All changes of files go through `disk`, which has `syncers` for what
 //! is brought to the disk beside each other.
 
@@ -14,6 +14,7 @@ mod list;
 mod messages;
 mod pins;
 mod places;
+mod promises;
 mod quota;
 mod recent;
 mod rows;
@@ -303,6 +304,10 @@ impl Replica for Session {
     fn restart(&mut self) -> Result<(), ReplicaError> {
         self.pins.clear();
         Ok(())
+    }
+
+    fn be_quick(&mut self) {
+        self.store.promises.begin(&self.store.places);
     }
 
     fn close(self: Box<Self>) {}

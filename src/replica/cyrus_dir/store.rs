@@ -4,11 +4,12 @@
 
 use super::DirError;
 use super::disk::Disk;
-use super::held::{self, Held};
+use super::held::{self, Appending, Commit, Held};
 use super::lease::Lease;
 use super::list::{Db, List};
 use super::messages::{self, Elsewhere, Staged, message_path};
 use super::places::Places;
+use super::promises::{self, Promises};
 use super::quota::Quotas;
 use super::recent::{Changing, Recent};
 use super::users::User;
@@ -36,6 +37,7 @@ pub(super) struct Store {
     pub(super) quotas: Mutex<Quotas>,
     pub(super) stripes: [Mutex<()>; STRIPES],
     recent: Recent,
+    pub(super) promises: Promises,
     staged: AtomicU64,
     /// Limits change one after the other, and before the turn of any mailbox is taken.
     quota_turn: Mutex<()>,
@@ -58,6 +60,7 @@ fn now() -> i64 {
 
 impl Drop for Store {
     fn drop(&mut self) {
+        self.promises.finish();
         let _ = self.disk.remove(&self.places.conf.join(OPEN));
     }
 }
@@ -66,6 +69,7 @@ impl Store {
     pub fn open(root: &Path, disk: Disk) -> Result<Self, DirError> {
         let places = Places::open(root, &disk)?;
         let lease = Lease::take(&places)?;
+        promises::recover(&places, &disk)?;
         let list = List::open(&places, &disk)?;
         let annotations = Db::open(&places.annotations_db, false)?;
         let quotas = Quotas::open(&places)?;
@@ -75,6 +79,7 @@ impl Store {
             quotas: Mutex::new(quotas),
             stripes: std::array::from_fn(|_| Mutex::new(())),
             recent: Recent::default(),
+            promises: Promises::default(),
             staged: AtomicU64::new(0),
             quota_turn: Mutex::new(()),
             miscounted: AtomicBool::new(false),
@@ -197,6 +202,14 @@ impl Store {
         }
     }
 
+    /// Takes a mailbox out before it is changed otherwise than by a promise.
+    fn change(&self, id: &UniqueId) -> Result<Changing<'_>, DirError> {
+        if let Some(entry) = self.entry_of(id).filter(|entry| !entry.mbtype.is_intermediate()) {
+            self.promises.wait(&self.dir(&entry)?);
+        }
+        Ok(self.recent.change(id).0)
+    }
+
     /// Where those messages of these mailboxes lie that are `wanted`.
     pub fn messages_of(
         &self,
@@ -273,7 +286,7 @@ impl Store {
         let mut brought = 0;
         if anew || !held.mailbox.has(&change) {
             let (dir, number) = (stage_dir(&root), self.staged.fetch_add(1, Ordering::Relaxed));
-            let waiting = messages::Waiting { dir: &dir, number };
+            let waiting = messages::Waiting { dir: &dir, number, may_promise: self.promises.are_possible() };
             let elsewhere = || {
                 let mut found = self.messages_of(&update.reserve_from, &|_| true)?;
                 found.extend(pinned.iter().map(|(guid, path)| (*guid, path.clone())));
@@ -282,7 +295,7 @@ impl Store {
             let staged = messages::stage(&self.disk, &waiting, &held, &change, &update.bodies, source, &elsewhere);
             let written = staged.and_then(|mut staged| {
                 brought = staged.brought;
-                self.write(&mut held, change, &mut staged)
+                self.write(&mut held, change, &mut staged, partition)
             });
             written?;
         }
@@ -297,14 +310,42 @@ impl Store {
         Ok(brought)
     }
 
-    fn write(&self, held: &mut Held, change: Change, staged: &mut Staged<'_>) -> Result<(), DirError> {
-        let head = &change.head;
+    fn write(
+        &self,
+        held: &mut Held,
+        change: Change,
+        staged: &mut Staged<'_>,
+        partition: &Partition,
+    ) -> Result<(), DirError> {
+        let (head, id) = (&change.head, change.head.uniqueid.clone());
         let owner = self.owner(&head.name);
         let quotaroot = lock(&self.quotas).root_of(&head.name);
-        staged.publish(held.is_fresh())?;
+        staged.publish()?;
+        let messages = staged.promisable.take().filter(|messages| !messages.is_empty());
+        if messages.is_none() && !held.is_fresh() {
+            staged.begin_sync()?;
+        }
         self.put_notes(&head.uniqueid, owner.as_ref(), &change.annotations)?;
         let facts = std::mem::take(&mut staged.facts);
-        held.write(&self.disk, change, owner.as_ref(), quotaroot, &facts, &mut |index| staged.sync(index))
+        let dir = held.dir().to_owned();
+        let (mut messages, mut written) = (messages, None);
+        let mut before_commit = |index: Option<&Appending<'_>>| {
+            written = messages
+                .take()
+                .zip(index)
+                .and_then(|(messages, index)| self.promises.promise(partition, &id, &dir, messages, index));
+            if written.is_some() {
+                return Ok(Commit::Later);
+            }
+            self.promises.wait(&dir);
+            staged.sync(index).map(|()| Commit::Now)
+        };
+        let result = held.write(&self.disk, change, owner.as_ref(), quotaroot, &facts, &mut before_commit);
+        // Whatever has become of the header: what may count is brought to the disk, and not written again later.
+        if let Some(written) = written {
+            self.promises.written(written, &self.disk);
+        }
+        result
     }
 
     /// Makes these all annotations of a mailbox.
@@ -374,6 +415,7 @@ impl Store {
     fn clear(&self, entry: &MailboxEntry) -> Result<(), DirError> {
         let _changing = self.recent.change(&entry.uniqueid);
         let dir = self.dir(entry)?;
+        self.promises.wait(&dir);
         let taken = held::read_index_header(&dir).ok().flatten().map(|index| held::taken(&index));
         let root = held::quotaroot_at(&dir).ok().flatten();
         self.put_notes(&entry.uniqueid, None, &[])?;
@@ -403,7 +445,7 @@ impl Store {
         uidvalidity: u32,
     ) -> Result<(), DirError> {
         let _mine = self.stripe(id.as_bytes());
-        let _changing = self.recent.change(id);
+        let _changing = self.change(id)?;
         let (old, target) = (self.entry(from), self.entry(to));
         if let Some(other) = target.as_ref().filter(|row| row.uniqueid != *id) {
             return Err(DirError::Moved(format!("{to} has the uniqueid {}", other.uniqueid)));
@@ -451,7 +493,7 @@ impl Store {
 
     /// Brings name, quota root and uidvalidity in a mailbox's files in line with the list and the roots there are.
     fn retarget(&self, entry: &MailboxEntry, uidvalidity: Option<u32>) -> Result<(), DirError> {
-        let _changing = self.recent.change(&entry.uniqueid);
+        let _changing = self.change(&entry.uniqueid)?;
         let Some(mut held) = self.load(entry)? else { return Ok(()) };
         let before = held.quotaroot().cloned();
         let root = lock(&self.quotas).root_of(&entry.name);
@@ -486,6 +528,7 @@ impl Store {
         let _mine = self.stripe(id.as_bytes());
         let row = self.checked(id, name)?;
         let (_changing, held) = self.load_to_change(&row)?;
+        self.promises.wait(&self.dir(&row)?);
         let mut held = held.ok_or_else(|| DirError::NoSuchMailbox(name.clone()))?;
         let change = held.mailbox.plan_expunge(uids);
         if held.mailbox.has(&change) {
@@ -617,7 +660,7 @@ fn plan(held: &Held, update: &MailboxUpdate) -> Result<Change, DirError> {
 }
 
 /// A uniqueid is the name of a directory.
-fn check_id(id: &UniqueId) -> Result<(), DirError> {
+pub(super) fn check_id(id: &UniqueId) -> Result<(), DirError> {
     let fits = |byte: &u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_');
     match id.as_bytes() {
         bytes if (2..=64).contains(&bytes.len()) && bytes.iter().all(fits) => Ok(()),
