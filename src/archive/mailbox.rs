@@ -66,7 +66,7 @@ impl Mailbox {
     }
 
     /// Without records, and without flags, which mean something only with them.
-    pub(super) fn head_view(&self) -> MailboxView {
+    pub fn head_view(&self) -> MailboxView {
         MailboxView {
             head: self.head.clone(),
             crc_basic: Some(self.crcs.basic),

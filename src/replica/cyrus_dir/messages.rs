@@ -110,7 +110,7 @@ pub(super) fn stage<'a>(
         .collect();
     let mut asked = false;
     for record in new {
-        let path = waiting.dir.join(format!("{}.{}.{}", waiting.number, record.uid.0, record.guid));
+        let mut path = waiting.dir.join(format!("{}.{}.{}", waiting.number, record.uid.0, record.guid));
         staged.files.push(Waits { uid: record.uid, path: path.clone(), linked: true });
         // The one that a run before this has left under its own name is not trusted, only read.
         let own = message_path(held.dir(), record.uid);
@@ -130,10 +130,14 @@ pub(super) fn stage<'a>(
         if facts.is_none()
             && let Some(body) = brought.get(&record.guid)
         {
-            facts = Some(staged.bring(&path, body, when, &mut chunk, source)?);
-            if let Some(file) = staged.files.last_mut() {
-                file.linked = false;
+            // What is promised may have its name at once, if nobody has it: what is there may have other names too.
+            if staged.promisable.as_ref().is_some_and(|all| all.has_room(body.size)) && !own.exists() {
+                path = own;
             }
+            if let Some(file) = staged.files.last_mut() {
+                (file.path, file.linked) = (path.clone(), false);
+            }
+            facts = Some(staged.bring(&path, body, when, &mut chunk, source)?);
         }
         if staged.files.last().is_some_and(|file| file.linked) {
             staged.promisable = None;
@@ -233,6 +237,10 @@ impl Staged<'_> {
     pub fn publish(&mut self) -> Result<(), DirError> {
         for Waits { uid, path, linked } in std::mem::take(&mut self.files) {
             let to = message_path(&self.dir, uid);
+            if path == to {
+                self.published.push(to);
+                continue;
+            }
             let renamed = self.disk.rename(&path, &to);
             // Two names of one file: then the rename has done nothing.
             if linked || renamed.is_err() {
