@@ -15,7 +15,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, Once, PoisonError};
 
 /// Made ready for texts that end with a line: more empty lines make no difference to them.
 const SPARE: &str = "spare-";
-pub(super) const SPARE_BYTES: usize = 16 << 10;
+const SPARE_BYTES: usize = 16 << 10;
 const PADDING: u8 = b'\n';
 /// So many at one time.
 const SPARES: usize = 4;

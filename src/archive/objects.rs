@@ -3,7 +3,7 @@
 //! that come or go in parts.
 
 use super::ArchiveError;
-use super::local::{Local, SPARE_BYTES};
+use super::local::Local;
 use futures::stream::{BoxStream, StreamExt, TryStreamExt};
 use object_store::path::Path;
 use object_store::{
@@ -211,11 +211,6 @@ impl Objects {
         {
             tracing::debug!(archive = %self.name, %error, "nothing can be made ready");
         }
-    }
-
-    /// The longest text for which something is made ready; any, where nothing is.
-    pub fn ready_bytes(&self) -> u64 {
-        if self.local.is_some() { SPARE_BYTES as u64 } else { u64::MAX }
     }
 
     /// Begins to write an object whose content its name fixes; `Puts` waits for it.
