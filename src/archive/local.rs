@@ -1,6 +1,6 @@
 //! Objects as files of this machine, for `file:`. Plain blocking calls on the thread that asks: whoever waits for a confirmation
 //! waits for the disk alone. Nothing is taken for written before the disk has it: a file is synced before it gets its
-//! name, and the folder after.
+//! name, and the folder after; or, where somebody waits, it was promised to a file that is synced (`redo`).
 
 use super::objects::Listed;
 use super::redo::{self, Promise, Redo};

@@ -4,7 +4,7 @@
 //! per mailbox and per user, one for the index of mailboxes, one for quotas and server annotations (see `chain`).
 //! Publishing goes bodies first, then the mailbox, then the index; each of these is one atomic step, so whatever is
 //! cut off leaves the state before it. Where somebody waits for the confirmation, a few small bodies are in the mailbox's object
-//! first and become objects of their own behind it (`afterwards`). The layout with examples is in `docs/archive.md`.
+//! first and become objects of their own behind it (`afterwards`); that object is promised (`redo`) before it is on the disk by itself. The layout with examples is in `docs/archive.md`.
 //!
 //! `Archive` is the room's front door for writers (`replica::archive`), `ArchiveStore` reads an archive as a
 //! `MailStore`. All calls block; none may be made on a thread that runs async tasks.
