@@ -3,15 +3,14 @@
 //! name, and the folder after; or, where somebody waits, it was promised to a file that is synced (`redo`).
 
 use super::objects::Listed;
-use super::redo::{self, Promise, Redo};
-use serde::{Deserialize, Serialize};
+use super::promised::{self, Promises};
 use std::collections::HashMap;
 use std::fs::{self, File, Metadata};
 use std::hash::{BuildHasher, RandomState};
 use std::io::{self, ErrorKind, Write};
 use std::os::unix::fs::{FileExt, MetadataExt};
-use std::path::{Component, Path, PathBuf};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, Once, PoisonError};
+use std::path::{Path, PathBuf};
+use std::sync::{Condvar, Mutex, MutexGuard, Once, PoisonError};
 
 /// Made ready for texts that end with a line: more empty lines make no difference to them.
 const SPARE: &str = "spare-";
@@ -19,23 +18,6 @@ const SPARE_BYTES: usize = 16 << 10;
 const PADDING: u8 = b'\n';
 /// So many at one time.
 const SPARES: usize = 4;
-
-/// What was promised to be an object, in a file of such a name for each process.
-const REDO: &str = "redo-";
-
-/// An object as it was promised.
-#[derive(Serialize, Deserialize)]
-struct Promised<'a> {
-    path: &'a str,
-    bytes: &'a [u8],
-}
-
-/// An object that is safe by its promise, and not yet by itself.
-struct Unsettled {
-    file: File,
-    folder: PathBuf,
-    promise: Promise,
-}
 
 /// A folder in which the objects are.
 pub(super) struct Local {
@@ -45,8 +27,7 @@ pub(super) struct Local {
     /// What they are called; nobody else's are called so, or one could be taken for another.
     spare: String,
     swept: Once,
-    redo: Mutex<Option<Arc<Redo>>>,
-    unsettled: Mutex<Vec<Unsettled>>,
+    promises: Promises,
     /// Folders that have a name which the disk may not have yet.
     naming: Mutex<HashMap<PathBuf, usize>>,
     named: Condvar,
@@ -112,7 +93,7 @@ fn rename_to_new(from: &Path, to: &Path) -> io::Result<bool> {
     }
 }
 
-fn found<T>(result: io::Result<T>) -> io::Result<Option<T>> {
+pub(super) fn found<T>(result: io::Result<T>) -> io::Result<Option<T>> {
     match result {
         Ok(value) => Ok(Some(value)),
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
@@ -120,11 +101,11 @@ fn found<T>(result: io::Result<T>) -> io::Result<Option<T>> {
     }
 }
 
-fn folder_of(path: &Path) -> PathBuf {
+pub(super) fn folder_of(path: &Path) -> PathBuf {
     path.parent().map_or_else(|| PathBuf::from("/"), Path::to_owned)
 }
 
-fn sync_folder(folder: &Path) -> io::Result<()> {
+pub(super) fn sync_folder(folder: &Path) -> io::Result<()> {
     File::open(folder)?.sync_all()
 }
 
@@ -134,7 +115,7 @@ fn etag(meta: &Metadata) -> String {
 }
 
 /// Names with `#` and a number are of files that are being written.
-fn is_object(name: &str) -> bool {
+pub(super) fn is_object(name: &str) -> bool {
     name.rsplit_once('#').is_none_or(|(_, number)| number.is_empty() || !number.bytes().all(|b| b.is_ascii_digit()))
 }
 
@@ -146,8 +127,7 @@ impl Local {
             spares: Mutex::default(),
             spare,
             swept: Once::new(),
-            redo: Mutex::default(),
-            unsettled: Mutex::default(),
+            promises: Promises::default(),
             naming: Mutex::default(),
             named: Condvar::new(),
         }
@@ -230,7 +210,7 @@ impl Local {
     pub fn promise_text(&self, path: &str, bytes: &[u8]) -> io::Result<bool> {
         let at = self.root.join(path);
         let folder = folder_of(&at);
-        let (Some(redo), Some(mut spare)) = (self.redo().clone(), self.spare(&folder, bytes)) else {
+        let Some(mut spare) = self.promises.are_possible().then(|| self.spare(&folder, bytes)).flatten() else {
             return self.create_text(path, bytes);
         };
         let _naming = self.name(&folder);
@@ -242,73 +222,22 @@ impl Local {
         if !spare.named {
             return Ok(false);
         }
-        let promised = postcard::to_stdvec(&Promised { path, bytes }).map_err(io::Error::other);
-        match promised.and_then(|promised| redo.promise(&promised)) {
-            Ok(Some(promise)) => {
-                let file = spare.file.try_clone()?;
-                self.unsettled().push(Unsettled { file, folder, promise });
-            }
-            // Without room, or on a disk that does not take it: as without.
-            Ok(None) | Err(_) => {
-                spare.file.sync_data()?;
-                sync_folder(&folder)?;
-            }
+        // Without room, or on a disk that does not take it: as without.
+        if !self.promises.promise(path, bytes, &spare.file, &folder) {
+            spare.file.sync_data()?;
+            sync_folder(&folder)?;
         }
         Ok(true)
     }
 
-    fn redo(&self) -> MutexGuard<'_, Option<Arc<Redo>>> {
-        self.redo.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn unsettled(&self) -> MutexGuard<'_, Vec<Unsettled>> {
-        self.unsettled.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Brings to the disk what was promised in this folder.
     pub fn settle(&self, folder: &str) -> io::Result<()> {
-        let folder = self.root.join(folder);
-        let promised: Vec<Unsettled> = self.unsettled().extract_if(.., |one| one.folder == folder).collect();
-        settle_all(promised)
+        self.promises.settle(&self.root.join(folder))
     }
 
-    /// What a power cut has left as a promise becomes an object, if it is none and if it was not left behind since.
+    /// What a power cut has left as a promise becomes an object.
     pub fn recover(&self, is_whole: impl Fn(&[u8]) -> bool) -> io::Result<()> {
-        for entry in found(fs::read_dir(&self.root))?.into_iter().flatten() {
-            let path = entry?.path();
-            let is_redo = |name: &str| name.starts_with(REDO) && !is_object(name);
-            if !path.file_name().and_then(|name| name.to_str()).is_some_and(is_redo) {
-                continue;
-            }
-            let Some(left) = redo::Left::find(&path)? else { continue };
-            for record in &left.records {
-                if let Ok(promised) = postcard::from_bytes::<Promised<'_>>(record) {
-                    self.keep(&promised, &is_whole)?;
-                }
-            }
-            left.done()?;
-        }
-        Ok(())
-    }
-
-    fn keep(&self, promised: &Promised<'_>, is_whole: impl Fn(&[u8]) -> bool) -> io::Result<()> {
-        let is_below = Path::new(promised.path).components().all(|part| matches!(part, Component::Normal(_)));
-        if !is_below {
-            return Err(io::Error::new(ErrorKind::InvalidData, format!("{:?} is promised outside", promised.path)));
-        }
-        let path = self.root.join(promised.path);
-        let folder = folder_of(&path);
-        match found(fs::read(&path))? {
-            // It is what it should be, or somebody else's.
-            Some(bytes) if is_whole(&bytes) => {
-                File::open(&path)?.sync_all()?;
-                sync_folder(&folder)
-            }
-            Some(_) => self.put(promised.path, promised.bytes),
-            // The folder has gone, or what stood there before is of another time.
-            None if !is_next(&folder, &path)? => Ok(()),
-            None => self.put(promised.path, promised.bytes),
-        }
+        promised::recover(&self.root, &is_whole, &|path, bytes| self.put(path, bytes))
     }
 
     /// Whatever was there before.
@@ -342,12 +271,7 @@ impl Local {
     /// has one does without.
     pub fn provide(&self) -> io::Result<()> {
         self.swept.call_once(|| self.sweep_spares());
-        let mut redo = self.redo();
-        if redo.is_none() {
-            let name = self.spare.strip_prefix(SPARE).unwrap_or_default();
-            *redo = Some(Redo::create(&self.root.join(format!("{REDO}{name}#1")))?);
-        }
-        drop(redo);
+        self.promises.begin(&self.root, self.spare.strip_prefix(SPARE).unwrap_or_default())?;
         while self.spares().len() < SPARES {
             let mut spare = stage(&self.root.join(&self.spare))?;
             spare.file.write_all(&[PADDING; SPARE_BYTES])?;
@@ -411,42 +335,6 @@ fn stage(path: &Path) -> io::Result<Staged> {
             Err(error) => return Err(error),
         }
     }
-}
-
-/// The disk has what was promised, and nobody needs the promises.
-fn settle_all(promised: Vec<Unsettled>) -> io::Result<()> {
-    for Unsettled { file, folder, promise } in promised {
-        file.sync_data()?;
-        match sync_folder(&folder) {
-            // With its mailbox.
-            Err(error) if error.kind() == ErrorKind::NotFound => {}
-            synced => synced?,
-        }
-        promise.take_back()?;
-    }
-    Ok(())
-}
-
-impl Drop for Local {
-    fn drop(&mut self) {
-        let promised = std::mem::take(&mut *self.unsettled());
-        // What fails here is found by whoever opens the archive next.
-        let _ = settle_all(promised);
-    }
-}
-
-/// Whether what stood before this generation is there, or something newer: then it was not left behind.
-fn is_next(folder: &Path, path: &Path) -> io::Result<bool> {
-    let number = |name: &Path| name.file_stem().and_then(|stem| stem.to_str()?.parse::<u64>().ok());
-    let Some(own) = number(path) else { return Ok(false) };
-    let mut newest = None;
-    for entry in found(fs::read_dir(folder))?.into_iter().flatten() {
-        let name = PathBuf::from(entry?.file_name());
-        if name.extension().is_some_and(|extension| extension == "json") {
-            newest = newest.max(number(&name));
-        }
-    }
-    Ok(newest.is_some_and(|newest| newest >= own.saturating_sub(1)))
 }
 
 fn make_folders(folder: &Path) -> io::Result<()> {
@@ -546,87 +434,6 @@ mod tests {
     }
 
     /// One takes the other's away; what the other then writes is its own all the same.
-    fn copied(from: &Path) -> tempfile::TempDir {
-        let to = tempfile::tempdir().expect("directory");
-        for entry in walkdir::WalkDir::new(from).min_depth(1) {
-            let entry = entry.expect("entry");
-            let copy = to.path().join(entry.path().strip_prefix(from).expect("below"));
-            if entry.file_type().is_dir() {
-                fs::create_dir(copy).expect("makes");
-            } else {
-                fs::copy(entry.path(), copy).expect("copies");
-            }
-        }
-        to
-    }
-
-    fn promises(dir: &Path) -> usize {
-        files(dir).iter().filter(|name| name.starts_with(REDO)).count()
-    }
-
-    /// What a power cut may leave of an object that was promised, and of its folder.
-    #[test]
-    fn what_was_promised_is_there_after_a_power_cut() {
-        let dir = tempfile::tempdir().expect("directory");
-        let local = Local::new(dir.path().into());
-        local.put("a/6.json", b"{\"n\":6}").expect("puts");
-        local.provide().expect("makes ready");
-        assert!(local.promise_text("a/7.json", b"{\"n\":7}\n").expect("promises"));
-        assert!(!local.promise_text("a/7.json", b"{\"n\":8}\n").expect("is taken"));
-        type Harm = fn(&Path) -> io::Result<()>;
-        let whole = Some(&b"{\"n\":7}"[..]);
-        let harms: [(&str, Harm, Option<&[u8]>); 8] = [
-            ("none", |_| Ok(()), whole),
-            ("no name", |dir| fs::remove_file(dir.join("a/7.json")), whole),
-            ("no bytes", |dir| fs::write(dir.join("a/7.json"), [PADDING; SPARE_BYTES]), whole),
-            ("half of it", |dir| fs::write(dir.join("a/7.json"), b"{\"n\":\n\n\n"), whole),
-            ("somebody else was first", |dir| fs::write(dir.join("a/7.json"), b"{}"), Some(b"{}")),
-            ("no folder", |dir| fs::remove_dir_all(dir.join("a")), None),
-            ("something newer", |dir| fs::rename(dir.join("a/7.json"), dir.join("a/9.json")), whole),
-            (
-                "another time",
-                |dir| {
-                    fs::remove_file(dir.join("a/7.json"))?;
-                    fs::rename(dir.join("a/6.json"), dir.join("a/2.json"))
-                },
-                None,
-            ),
-        ];
-        for (what, harm, expected) in harms {
-            let dir = copied(dir.path());
-            harm(dir.path()).expect("harms");
-            let after = Local::new(dir.path().into());
-            after.recover(super::super::chain::is_whole).expect(what);
-            let found = after.get("a/7.json").expect("reads");
-            assert_eq!(found.as_deref().map(<[u8]>::trim_ascii_end), expected, "{what}");
-            assert_eq!(promises(dir.path()), 0, "{what}");
-        }
-        // Who lives is not told what to do, and one that was settled is not wanted any more.
-        let beside = Local::new(dir.path().into());
-        beside.recover(super::super::chain::is_whole).expect("looks");
-        assert_eq!(promises(dir.path()), 1);
-        local.settle("b").expect("nothing there");
-        local.settle("a").expect("settles");
-        let later = copied(dir.path());
-        fs::remove_file(later.path().join("a/7.json")).expect("removes");
-        let after = Local::new(later.path().into());
-        after.recover(super::super::chain::is_whole).expect("recovers");
-        assert_eq!(after.get("a/7.json").expect("reads"), None);
-        drop(local);
-        assert_eq!(promises(dir.path()), 0);
-    }
-
-    #[test]
-    fn nothing_is_promised_outside() {
-        for path in ["/etc/x.json", "../x.json", "a/../../x.json"] {
-            let dir = tempfile::tempdir().expect("directory");
-            let local = Local::new(dir.path().join("archive"));
-            let promised = Promised { path, bytes: b"{}" };
-            let error = local.keep(&promised, |_| true).expect_err("is refused");
-            assert_eq!(error.kind(), ErrorKind::InvalidData, "{error}");
-        }
-    }
-
     #[test]
     fn two_programs_do_not_take_each_others_files_for_theirs() {
         let dir = tempfile::tempdir().expect("directory");

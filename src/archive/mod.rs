@@ -17,6 +17,7 @@ mod index;
 mod local;
 mod mailbox;
 mod objects;
+mod promised;
 mod redo;
 mod shapes;
 mod store;
