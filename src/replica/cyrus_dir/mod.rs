@@ -2,7 +2,7 @@
 //!
 //! `places` knows the layout (that of 3.6: everything under its uniqueid) and the imapd.conf, `lease` keeps everybody else
 //! away, `list` has `mailboxes.db`, `held` one mailbox's files, `recent` those used last, `messages` brings bodies, `pins` keeps
-//! reserved ones, `quota` and `users` the rest, `promises` lets somebody who waits wait once, `aftermath` mends what a death has left, and
+//! reserved ones, `quota`, `limits` and `users` the rest, `promises` lets somebody who waits wait once, `aftermath` mends what a death has left, and
 //! `store` puts them together into what a step does. All changes of files go through `disk`, which has `syncers` for what
 //! is brought to the disk beside each other.
 
@@ -10,6 +10,7 @@ mod aftermath;
 mod disk;
 mod held;
 mod lease;
+mod limits;
 mod list;
 mod messages;
 mod pins;

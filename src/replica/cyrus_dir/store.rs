@@ -18,7 +18,7 @@ use crate::cyrus::annotations::{self, Userids};
 use crate::cyrus::mboxlist;
 use crate::model::{
     Annotation, BodySource, MailboxEntry, MailboxHead, MailboxUpdate, MailboxView, MboxName, MboxType, MessageGuid,
-    ModSeq, Partition, QuotaLimits, QuotaRoot, Uid, UniqueId, UserId,
+    ModSeq, Partition, QuotaRoot, Uid, UniqueId, UserId,
 };
 use std::collections::{BTreeMap, HashMap};
 use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher};
@@ -40,7 +40,7 @@ pub(super) struct Store {
     pub(super) promises: Promises,
     staged: AtomicU64,
     /// Limits change one after the other, and before the turn of any mailbox is taken.
-    quota_turn: Mutex<()>,
+    pub(super) quota_turn: Mutex<()>,
     /// A change of a file failed: what stands in the quota files may not be what is in use.
     pub(super) miscounted: AtomicBool,
     /// Last: given back when everything else is closed.
@@ -97,7 +97,7 @@ impl Store {
         Ok(store)
     }
 
-    fn stripe(&self, key: &[u8]) -> MutexGuard<'_, ()> {
+    pub(super) fn stripe(&self, key: &[u8]) -> MutexGuard<'_, ()> {
         let hash = BuildHasherDefault::<DefaultHasher>::default().hash_one(key) as usize;
         // There are as many as the divisor.
         lock(self.stripes.get(hash % STRIPES).unwrap_or(&self.stripes[0]))
@@ -182,7 +182,7 @@ impl Store {
         Ok(self.loaded(&entry)?.map(|held| held.mailbox.view()))
     }
 
-    fn load(&self, entry: &MailboxEntry) -> Result<Option<Held>, DirError> {
+    pub(super) fn load(&self, entry: &MailboxEntry) -> Result<Option<Held>, DirError> {
         let owner = self.owner(&entry.name);
         Held::load(&self.dir(entry)?, entry, owner.as_ref(), self.notes_of(entry)?)
     }
@@ -213,7 +213,7 @@ impl Store {
     }
 
     /// Takes a mailbox out before it is changed otherwise than by a promise.
-    fn change(&self, id: &UniqueId) -> Result<Changing<'_>, DirError> {
+    pub(super) fn change(&self, id: &UniqueId) -> Result<Changing<'_>, DirError> {
         if let Some(entry) = self.entry_of(id).filter(|entry| !entry.mbtype.is_intermediate()) {
             self.promises.wait(&self.dir(&entry)?);
         }
@@ -501,23 +501,6 @@ impl Store {
         self.disk.sync_dir(&to).map_err(|error| DirError::io(&to, error))
     }
 
-    /// Brings name, quota root and uidvalidity in a mailbox's files in line with the list and the roots there are.
-    fn retarget(&self, entry: &MailboxEntry, uidvalidity: Option<u32>) -> Result<(), DirError> {
-        let _changing = self.change(&entry.uniqueid)?;
-        let Some(mut held) = self.load(entry)? else { return Ok(()) };
-        let before = held.quotaroot().cloned();
-        let root = lock(&self.quotas).root_of(&entry.name);
-        let mut head = held.mailbox.head.clone();
-        head.uidvalidity = uidvalidity.unwrap_or(head.uidvalidity);
-        held.write_head(&self.disk, &head, root.clone())?;
-        if before != root {
-            let taken = held.taken();
-            let (from, to) = (before.as_ref().map(|root| (root, taken)), root.as_ref().map(|root| (root, taken)));
-            lock(&self.quotas).moved(&self.places, &self.disk, from, to)?;
-        }
-        Ok(())
-    }
-
     pub fn remove(&self, id: &UniqueId, name: &MboxName) -> Result<(), DirError> {
         self.checked(id, name)?;
         // As a sync_server does: with the INBOX the user goes, with its root a quota. That takes the turn of each mailbox
@@ -550,55 +533,6 @@ impl Store {
         held.write(&self.disk, change, owner.as_ref(), root.clone(), &HashMap::new(), &mut alone)?;
         let Some(root) = root else { return Ok(()) };
         lock(&self.quotas).moved(&self.places, &self.disk, Some((&root, before)), Some((&root, held.taken())))
-    }
-
-    pub fn limits(&self, root: &QuotaRoot) -> Option<QuotaLimits> {
-        lock(&self.quotas).limits(root).cloned()
-    }
-
-    pub fn limits_of(&self, user: &UserId) -> BTreeMap<QuotaRoot, QuotaLimits> {
-        let quotas = lock(&self.quotas);
-        let theirs =
-            quotas.iter().filter(|(root, _)| self.owner(&MboxName::new(root.as_bytes())).as_ref() == Some(user));
-        theirs.map(|(root, limits)| (root.clone(), limits.clone())).collect()
-    }
-
-    pub fn quota(&self, root: &QuotaRoot, limits: &QuotaLimits) -> Result<(), DirError> {
-        check_root(root)?;
-        let _turn = lock(&self.quota_turn);
-        lock(&self.quotas).set(&self.places, &self.disk, root, limits)?;
-        // Said again after a crash the root is not new, and some mailboxes may not belong to it yet.
-        self.retarget_below(root)
-    }
-
-    pub fn unquota(&self, root: &QuotaRoot) -> Result<(), DirError> {
-        let _turn = lock(&self.quota_turn);
-        lock(&self.quotas).remove(&self.places, &self.disk, root)?;
-        // Said again after a crash the root is gone, and some mailboxes may still name it.
-        self.retarget_below(root)
-    }
-
-    fn retarget_below(&self, root: &QuotaRoot) -> Result<(), DirError> {
-        let text = root.as_bytes();
-        let entries: Vec<MailboxEntry> = match text.strip_suffix(b"!") {
-            Some(domain) => {
-                let list = lock(&self.list);
-                let inside = |entry: &&MailboxEntry| entry.name.domain_and_local().0 == Some(domain);
-                list.rows.iter().filter(inside).cloned().collect()
-            }
-            None => lock(&self.list).rows.below(&MboxName::new(text)).cloned().collect(),
-        };
-        for entry in entries.iter().filter(|entry| !entry.mbtype.is_intermediate()) {
-            let _mine = self.stripe(entry.uniqueid.as_bytes());
-            // Gone or renamed meanwhile: whoever did that knows the root.
-            if self.entry(&entry.name).as_ref() != Some(entry) {
-                continue;
-            }
-            if held::quotaroot_at(&self.dir(entry)?)? != lock(&self.quotas).root_of(&entry.name) {
-                self.retarget(entry, None)?;
-            }
-        }
-        Ok(())
     }
 
     pub fn server_note(&self, entry: &[u8], userid: &UserId, value: Option<&Annotation>) -> Result<(), DirError> {
@@ -675,16 +609,5 @@ pub(super) fn check_id(id: &UniqueId) -> Result<(), DirError> {
     match id.as_bytes() {
         bytes if (2..=64).contains(&bytes.len()) && bytes.iter().all(fits) => Ok(()),
         _ => Err(DirError::Refused(format!("{id} can be no uniqueid"))),
-    }
-}
-
-/// And a quota root that of a file.
-fn check_root(root: &QuotaRoot) -> Result<(), DirError> {
-    let bytes = root.as_bytes();
-    let odd = |part: &[u8]| part.is_empty() || part == b"." || part == b"..";
-    let is_odd = bytes.strip_suffix(b"!").unwrap_or(bytes).split(|&byte| byte == b'!').any(odd);
-    match bytes.is_empty() || bytes.len() > 240 || bytes.iter().any(|byte| matches!(byte, b'/' | 0)) || is_odd {
-        true => Err(DirError::Refused(format!("{root} can be no quota root"))),
-        false => Ok(()),
     }
 }
