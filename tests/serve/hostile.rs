@@ -87,7 +87,7 @@ fn names_do_not_leave_the_store() {
     let shown = || tree(dir.path()).into_iter().filter(|path| !path.contains('#')).collect::<BTreeSet<_>>();
     let is_settled = |shown: &BTreeSet<String>| {
         let generations = shown.iter().filter(|path| path.contains("/mailboxes/good0001/")).count();
-        generations == 1 && shown.iter().any(|path| path.ends_with(".eml"))
+        generations == 2 && shown.iter().any(|path| path.ends_with(".eml"))
     };
     let before = eventually(Duration::from_secs(30), || Some(shown()).filter(is_settled));
     let before = before.unwrap_or_else(|| panic!("{:?}", shown()));
