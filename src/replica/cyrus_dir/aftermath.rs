@@ -8,16 +8,22 @@ use crate::cyrus::quota::Usage;
 use crate::model::{MailboxEntry, QuotaRoot, Uid};
 use std::collections::BTreeMap;
 use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::MutexGuard;
 use std::sync::atomic::Ordering;
 
 impl Store {
-    /// When the last one to write did not come to its end.
-    pub(super) fn after_a_crash(&self) -> Result<(), DirError> {
+    /// When the last one to write did not come to its end. In these directories an index was written just now: what names
+    /// came after it was written last is not to be seen there.
+    pub(super) fn after_a_crash(&self, written_again: &[PathBuf]) -> Result<(), DirError> {
         for root in self.places.partitions().values() {
             let dir = stage_dir(root);
             self.disk.remove_tree(&dir).map_err(|error| DirError::io(&dir, error))?;
+        }
+        for dir in written_again {
+            if let Ok(Some(index)) = held::read_index_header(dir) {
+                self.sweep_all(dir, &index)?;
+            }
         }
         self.recount()
     }
@@ -72,6 +78,10 @@ impl Store {
         if names < written && bytes <= index.file_bytes() {
             return Ok(());
         }
+        self.sweep_all(dir, index)
+    }
+
+    fn sweep_all(&self, dir: &Path, index: &IndexHeader) -> Result<(), DirError> {
         for entry in std::fs::read_dir(dir).map_err(|error| DirError::io(dir, error))?.flatten() {
             if uid_of(entry.file_name().as_bytes()).is_some_and(|uid| uid > index.last_uid) {
                 let path = entry.path();

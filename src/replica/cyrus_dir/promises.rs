@@ -232,23 +232,25 @@ fn settle(all: Vec<Written>, disk: &Disk) {
     }
 }
 
-/// Writes again what a power cut may have taken.
-pub(super) fn recover(places: &Places, disk: &Disk) -> Result<(), DirError> {
+/// Writes again what a power cut may have taken, in these directories.
+pub(super) fn recover(places: &Places, disk: &Disk) -> Result<Vec<PathBuf>, DirError> {
     let path = places.conf.join(NAME);
-    let Some(left) = LeftPromises::find(&path).map_err(|error| DirError::io(&path, error))? else { return Ok(()) };
+    let mut dirs = Vec::new();
+    let Some(left) = LeftPromises::find(&path).map_err(|error| DirError::io(&path, error))? else { return Ok(dirs) };
     let read = |record: &Vec<u8>| postcard::from_bytes::<Promised>(record).ok();
     let mut all: Vec<Promised> = left.records.iter().filter_map(read).collect();
     while let Some(first) = all.first() {
         let id = first.uniqueid.clone();
         let (theirs, others): (Vec<_>, Vec<_>) = all.into_iter().partition(|promised| promised.uniqueid == id);
         all = others;
-        write_again(places, disk, &theirs)?;
+        dirs.extend(write_again(places, disk, &theirs)?);
     }
-    left.done().map_err(|error| DirError::io(&path, error))
+    left.done().map_err(|error| DirError::io(&path, error))?;
+    Ok(dirs)
 }
 
 /// The promises of one mailbox.
-fn write_again(places: &Places, disk: &Disk, all: &[Promised]) -> Result<(), DirError> {
+fn write_again(places: &Places, disk: &Disk, all: &[Promised]) -> Result<Option<PathBuf>, DirError> {
     // Those that stand on each other, up to the last.
     let mut run: Vec<&Promised> = Vec::new();
     for promised in all {
@@ -257,20 +259,20 @@ fn write_again(places: &Places, disk: &Disk, all: &[Promised]) -> Result<(), Dir
         }
         run.push(promised);
     }
-    let Some(first) = run.first() else { return Ok(()) };
+    let Some(first) = run.first() else { return Ok(None) };
     super::store::check_id(&first.uniqueid)?;
-    let Ok(dir) = places.mailbox(&first.partition, &first.uniqueid) else { return Ok(()) };
+    let Ok(dir) = places.mailbox(&first.partition, &first.uniqueid) else { return Ok(None) };
     let path = index_path(&dir);
     let io = |error| DirError::io(&path, error);
     let file = match OpenOptions::new().read(true).write(true).open(&path) {
         // With its mailbox.
-        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
         file => file.map_err(io)?,
     };
     let mut now = vec![0; first.before.len()];
     std::os::unix::fs::FileExt::read_exact_at(&file, &mut now, 0).map_err(io)?;
     if now != first.before && run.iter().all(|promised| promised.header != now) {
-        return Ok(());
+        return Ok(None);
     }
     for promised in &run {
         for message in &promised.messages {
@@ -286,7 +288,7 @@ fn write_again(places: &Places, disk: &Disk, all: &[Promised]) -> Result<(), Dir
     }
     disk.sync(&file, &path).map_err(io)?;
     tracing::info!(dir = %dir.display(), updates = run.len(), "acknowledged messages were written again");
-    Ok(())
+    Ok(Some(dir))
 }
 
 fn put(disk: &Disk, path: &Path, message: &Message) -> io::Result<()> {

@@ -69,7 +69,7 @@ impl Store {
     pub fn open(root: &Path, disk: Disk) -> Result<Self, DirError> {
         let places = Places::open(root, &disk)?;
         let lease = Lease::take(&places)?;
-        promises::recover(&places, &disk)?;
+        let written_again = promises::recover(&places, &disk)?;
         let list = List::open(&places, &disk)?;
         let annotations = Db::open(&places.annotations_db, false)?;
         let quotas = Quotas::open(&places)?;
@@ -90,7 +90,7 @@ impl Store {
         let mark = store.places.conf.join(OPEN);
         let io = |error| DirError::io(&mark, error);
         if mark.exists() {
-            store.after_a_crash()?;
+            store.after_a_crash(&written_again)?;
         } else {
             store.disk.replace(&mark, b"").map_err(io)?;
         }
