@@ -37,6 +37,8 @@ pub(super) struct Facts {
 pub(super) struct Held {
     dir: PathBuf,
     header: MailboxHeader,
+    /// `cyrus.header` as it is; empty where there is none, or where it is not known.
+    header_bytes: Vec<u8>,
     index: IndexHeader,
     /// All that stands in the index, with the bits that are only this server's.
     records: Vec<IndexRecord>,
@@ -114,9 +116,14 @@ pub(super) fn read_index_header(dir: &Path) -> Result<Option<IndexHeader>, DirEr
 }
 
 fn read_header(dir: &Path) -> Result<MailboxHeader, DirError> {
+    read_header_bytes(dir).map(|(header, _)| header)
+}
+
+/// The same with its bytes.
+fn read_header_bytes(dir: &Path) -> Result<(MailboxHeader, Vec<u8>), DirError> {
     let path = header_path(dir);
     let bytes = disk::read(&path).map_err(|error| DirError::io(&path, error))?.unwrap_or_default();
-    header::parse(&bytes).map_err(|error| DirError::format(&path, error))
+    Ok((header::parse(&bytes).map_err(|error| DirError::format(&path, error))?, bytes))
 }
 
 /// The quota root a mailbox says it belongs to.
@@ -159,7 +166,7 @@ impl Held {
         let format = |error| DirError::format(&path, error);
         let index = index::parse_header(&bytes).map_err(format)?;
         let mut records = index::parse_index_records(&index, &bytes).map_err(format)?;
-        let header = read_header(dir)?;
+        let (header, header_bytes) = read_header_bytes(dir)?;
         let notes = annotations_path(dir);
         if let Some(bytes) = disk::read(&notes).map_err(|error| DirError::io(&notes, error))? {
             let format = |error| DirError::format(&notes, error);
@@ -182,7 +189,7 @@ impl Held {
             records: shown,
         };
         let file_bytes = bytes.len() as u64;
-        Ok(Some(Self { dir: dir.to_owned(), header, index, records, mailbox, file_bytes, fresh: false }))
+        Ok(Some(Self { dir: dir.to_owned(), header, header_bytes, index, records, mailbox, file_bytes, fresh: false }))
     }
 
     /// A mailbox that is not there yet; `fresh` if the list has none of its uniqueid.
@@ -200,6 +207,7 @@ impl Held {
         Self {
             dir: dir.to_owned(),
             header: MailboxHeader::default(),
+            header_bytes: Vec::new(),
             index,
             records: Vec::new(),
             mailbox,
@@ -337,7 +345,7 @@ impl Held {
 
     /// All that was read; what is beyond the end of what counts is nobody's.
     pub fn parts(&self) -> impl PartialEq + std::fmt::Debug {
-        (&self.dir, &self.header, &self.index, &self.records, &self.mailbox, self.fresh)
+        (&self.dir, &self.header, &self.header_bytes, &self.index, &self.records, &self.mailbox, self.fresh)
     }
 
     /// Writes what of a mailbox is not in its records, if it differs: after a rename, or another quota root.
@@ -424,11 +432,12 @@ impl Held {
         let bytes = header::encode(&self.header);
         self.header.file_crc = crc32(&bytes);
         self.index.header_file_crc = self.header.file_crc;
-        let there = disk::read(&path).map_err(|error| DirError::io(&path, error))?;
-        if there.as_ref() == Some(&bytes) {
+        if self.header_bytes == bytes {
             return Ok(false);
         }
+        self.header_bytes.clear();
         disk.replace(&path, &bytes).map_err(|error| DirError::io(&path, error))?;
+        self.header_bytes = bytes;
         Ok(true)
     }
 
@@ -440,10 +449,11 @@ impl Held {
         let layout = index::layout(self.index.minor_version);
         let mut text = self.encoded_header()?;
         self.records.iter().for_each(|found| index::encode_record(layout, found, &mut text));
-        for (path, bytes) in [(header_path(&self.dir), bytes), (index_path(&self.dir), text)] {
-            let written = disk.create(&path).and_then(|file| disk.write(&file, &path, &bytes));
+        for (path, bytes) in [(header_path(&self.dir), &bytes), (index_path(&self.dir), &text)] {
+            let written = disk.create(&path).and_then(|file| disk.write(&file, &path, bytes));
             written.map_err(|error| DirError::io(&path, error))?;
         }
+        self.header_bytes = bytes;
         self.file_bytes = self.index.file_bytes();
         Ok(())
     }
