@@ -213,21 +213,22 @@ impl Local {
         let Some(mut spare) = self.promises.are_possible().then(|| self.spare(&folder, bytes)).flatten() else {
             return self.create_text(path, bytes);
         };
-        let _naming = self.name(&folder);
-        match rename_to_new(&spare.at, &at) {
-            Ok(renamed) => spare.named = renamed,
-            Err(error) if error.kind() == ErrorKind::NotFound => return self.create(path, bytes),
-            Err(error) => return Err(error),
+        // Before it has its name: a name may get to the disk at any moment, and what it names has to be there then.
+        let Some(promise) = self.promises.promise(path, bytes) else { return self.create_text(path, bytes) };
+        let renamed = {
+            let _naming = self.name(&folder);
+            rename_to_new(&spare.at, &at)
+        };
+        if matches!(renamed, Ok(true)) {
+            spare.named = true;
+            self.promises.is_named(promise, at, folder);
+            return Ok(true);
         }
-        if !spare.named {
-            return Ok(false);
+        promise.take_back()?;
+        match renamed {
+            Err(error) if error.kind() == ErrorKind::NotFound => self.create(path, bytes),
+            other => other,
         }
-        // Without room, or on a disk that does not take it: as without.
-        if !self.promises.promise(path, bytes, &spare.file, &folder) {
-            spare.file.sync_data()?;
-            sync_folder(&folder)?;
-        }
-        Ok(true)
     }
 
     /// Brings to the disk what was promised in this folder.

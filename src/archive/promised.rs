@@ -20,7 +20,7 @@ struct Promised<'a> {
 
 /// An object that is safe by its promise, and not yet by itself.
 struct Unsettled {
-    file: File,
+    path: PathBuf,
     folder: PathBuf,
     promise: Promise,
 }
@@ -50,14 +50,16 @@ impl Promises {
         self.redo().is_some()
     }
 
-    /// Promises an object that has its name; false where that cannot be.
-    pub fn promise(&self, path: &str, bytes: &[u8], file: &File, folder: &Path) -> bool {
-        let Ok(promised) = postcard::to_stdvec(&Promised { path, bytes }) else { return false };
-        let (Some(redo), Ok(file)) = (self.redo(), file.try_clone()) else { return false };
-        let Ok(Some(promise)) = redo.promise(&promised) else { return false };
-        let unsettled = Unsettled { file, folder: folder.to_owned(), promise };
+    /// Promises an object; `None` where that cannot be.
+    pub fn promise(&self, path: &str, bytes: &[u8]) -> Option<Promise> {
+        let promised = postcard::to_stdvec(&Promised { path, bytes }).ok()?;
+        self.redo()?.promise(&promised).ok()?
+    }
+
+    /// It has its name, and is to be settled.
+    pub fn is_named(&self, promise: Promise, path: PathBuf, folder: PathBuf) {
+        let unsettled = Unsettled { path, folder, promise };
         self.unsettled.lock().unwrap_or_else(PoisonError::into_inner).push(unsettled);
-        true
     }
 
     /// Brings to the disk what was promised in this folder.
@@ -69,10 +71,9 @@ impl Promises {
         let mut unsettled = self.unsettled.lock().unwrap_or_else(PoisonError::into_inner);
         let promised: Vec<Unsettled> = unsettled.extract_if(.., |one| which(one)).collect();
         drop(unsettled);
-        for Unsettled { file, folder, promise } in promised {
-            file.sync_data()?;
-            match sync_folder(&folder) {
-                // With its mailbox.
+        for Unsettled { path, folder, promise } in promised {
+            match File::open(&path).and_then(|file| file.sync_data()).and_then(|()| sync_folder(&folder)) {
+                // Somebody has published on top and taken it in, or it went with its mailbox.
                 Err(error) if error.kind() == ErrorKind::NotFound => {}
                 synced => synced?,
             }
