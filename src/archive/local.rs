@@ -210,9 +210,7 @@ impl Local {
     pub fn promise_text(&self, path: &str, bytes: &[u8]) -> io::Result<bool> {
         let at = self.root.join(path);
         let folder = folder_of(&at);
-        let Some(mut spare) = self.promises.are_possible().then(|| self.spare(&folder, bytes)).flatten() else {
-            return self.create_text(path, bytes);
-        };
+        let Some(mut spare) = self.spare(&folder, bytes) else { return self.create_text(path, bytes) };
         // Before it has its name: a name may get to the disk at any moment, and what it names has to be there then.
         let Some(promise) = self.promises.promise(path, bytes) else { return self.create_text(path, bytes) };
         let renamed = {

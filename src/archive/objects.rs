@@ -185,16 +185,22 @@ impl Objects {
 
     /// The same, for a text to which empty lines at its end make no difference: they may be there.
     pub fn create_text(&self, path: &str, bytes: Vec<u8>) -> Result<bool, ArchiveError> {
-        let Some(local) = &self.local else { return self.create(path, bytes) };
-        let created = self.told(path, local.create_text(path, &bytes))?;
-        self.wrote(if created { bytes.len() } else { 0 });
-        Ok(created)
+        self.text(path, bytes, Local::create_text)
     }
 
     /// The same for somebody who waits. `settle` has to follow, behind the confirmation.
     pub fn promise_text(&self, path: &str, bytes: Vec<u8>) -> Result<bool, ArchiveError> {
+        self.text(path, bytes, Local::promise_text)
+    }
+
+    fn text(
+        &self,
+        path: &str,
+        bytes: Vec<u8>,
+        create: fn(&Local, &str, &[u8]) -> io::Result<bool>,
+    ) -> Result<bool, ArchiveError> {
         let Some(local) = &self.local else { return self.create(path, bytes) };
-        let created = self.told(path, local.promise_text(path, &bytes))?;
+        let created = self.told(path, create(local, path, &bytes))?;
         self.wrote(if created { bytes.len() } else { 0 });
         Ok(created)
     }

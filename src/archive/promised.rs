@@ -42,18 +42,11 @@ impl Promises {
         Ok(())
     }
 
-    fn redo(&self) -> Option<Arc<Redo>> {
-        self.redo.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
-    pub fn are_possible(&self) -> bool {
-        self.redo().is_some()
-    }
-
     /// Promises an object; `None` where that cannot be.
     pub fn promise(&self, path: &str, bytes: &[u8]) -> Option<Promise> {
         let promised = postcard::to_stdvec(&Promised { path, bytes }).ok()?;
-        self.redo()?.promise(&promised).ok()?
+        let redo = self.redo.lock().unwrap_or_else(PoisonError::into_inner).clone()?;
+        redo.promise(&promised).ok()?
     }
 
     /// It has its name, and is to be settled.

@@ -16,6 +16,7 @@
 //! Where the numbers do not go on, or a hash is not right, the records end: what is behind them is of an earlier lap. Mail stands in
 //! the content, and cannot pass for a record without the key.
 
+use super::local::{folder_of, sync_folder};
 use nix::fcntl::{Flock, FlockArg};
 use std::fs::{self, File, OpenOptions};
 use std::hash::{BuildHasher, RandomState};
@@ -62,7 +63,8 @@ pub(crate) struct Promise {
 /// What the last one has left.
 pub(crate) struct Left {
     pub records: Vec<Vec<u8>>,
-    file: Flock<File>,
+    /// Nobody else does it meanwhile.
+    _file: Flock<File>,
     path: PathBuf,
 }
 
@@ -84,7 +86,7 @@ impl Redo {
             .write_all(&start)
             .and_then(|()| io::copy(&mut io::Read::take(io::repeat(0), BYTES - START), &mut *file))
             .and_then(|_| file.sync_all())
-            .and_then(|()| File::open(path.parent().unwrap_or(path))?.sync_all());
+            .and_then(|()| sync_folder(&folder_of(path)));
         if let Err(error) = written {
             let _ = fs::remove_file(path);
             return Err(error);
@@ -165,7 +167,7 @@ impl Left {
         let Ok(file) = Flock::lock(file, FlockArg::LockExclusiveNonblock) else { return Ok(None) };
         let mut bytes = Vec::new();
         io::Read::read_to_end(&mut io::Read::take(&*file, BYTES), &mut bytes)?;
-        Ok(Some(Self { records: wanted(&bytes), file, path: path.to_owned() }))
+        Ok(Some(Self { records: wanted(&bytes), _file: file, path: path.to_owned() }))
     }
 
     /// All of it was done. Who may not write finds it done the next time as well.
@@ -174,9 +176,7 @@ impl Left {
             Err(error) if matches!(error.kind(), ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem) => {}
             removed => removed?,
         }
-        File::open(self.path.parent().unwrap_or(&self.path))?.sync_all()?;
-        drop(self.file);
-        Ok(())
+        sync_folder(&folder_of(&self.path))
     }
 }
 
@@ -233,6 +233,17 @@ fn first<'a>(key: &[u8; 32], bytes: &'a [u8]) -> Option<One<'a>> {
 mod tests {
     use super::*;
 
+    fn redo() -> (tempfile::TempDir, PathBuf, Arc<Redo>) {
+        let dir = tempfile::tempdir().expect("directory");
+        let path = dir.path().join("redo");
+        let redo = Redo::create(&path).expect("creates");
+        (dir, path, redo)
+    }
+
+    fn promised(redo: &Arc<Redo>, content: impl AsRef<[u8]>) -> Promise {
+        redo.promise(content.as_ref()).expect("promises").expect("there is room")
+    }
+
     fn left(path: &Path) -> Vec<String> {
         let bytes = fs::read(path).expect("reads");
         wanted(&bytes).into_iter().map(|content| String::from_utf8(content).expect("text")).collect()
@@ -240,10 +251,8 @@ mod tests {
 
     #[test]
     fn what_was_promised_and_not_taken_back_is_found_in_order() {
-        let dir = tempfile::tempdir().expect("directory");
-        let path = dir.path().join("redo");
-        let redo = Redo::create(&path).expect("creates");
-        let promise = |text: &str| redo.promise(text.as_bytes()).expect("promises").expect("there is room");
+        let (_dir, path, redo) = redo();
+        let promise = |text| promised(&redo, text);
         assert!(left(&path).is_empty());
         let (one, two, three) = (promise("one"), promise("two"), promise("three"));
         assert_eq!(left(&path), ["one", "two", "three"]);
@@ -268,10 +277,8 @@ mod tests {
 
     #[test]
     fn of_an_earlier_lap_nothing_counts() {
-        let dir = tempfile::tempdir().expect("directory");
-        let path = dir.path().join("redo");
-        let redo = Redo::create(&path).expect("creates");
-        let promise = |text: &str| redo.promise(text.as_bytes()).expect("promises").expect("there is room");
+        let (_dir, path, redo) = redo();
+        let promise = |text| promised(&redo, text);
         let all = ["a", "b", "c"].map(promise);
         let file = fs::read(&path).expect("reads");
         all.into_iter().for_each(|promise| promise.take_back().expect("takes back"));
@@ -286,11 +293,10 @@ mod tests {
 
     #[test]
     fn without_room_nothing_is_promised() {
-        let dir = tempfile::tempdir().expect("directory");
-        let redo = Redo::create(&dir.path().join("redo")).expect("creates");
+        let (_dir, _, redo) = redo();
         let much = vec![7; BYTES as usize / 2];
         assert!(redo.promise(&vec![0; BYTES as usize]).expect("is asked").is_none());
-        let one = redo.promise(&much).expect("promises").expect("there is room");
+        let one = promised(&redo, &much);
         assert!(redo.promise(&much).expect("is asked").is_none());
         one.take_back().expect("takes back");
         assert!(redo.promise(&much).expect("promises").is_some());
@@ -298,16 +304,13 @@ mod tests {
 
     #[test]
     fn many_at_a_time_are_all_there() {
-        let dir = tempfile::tempdir().expect("directory");
-        let path = dir.path().join("redo");
-        let redo = Redo::create(&path).expect("creates");
+        let (_dir, path, redo) = redo();
         std::thread::scope(|scope| {
             for thread in 0..8 {
                 let redo = &redo;
                 scope.spawn(move || {
                     for n in 0..50 {
-                        let promise =
-                            redo.promise(format!("{thread} {n}").as_bytes()).expect("promises").expect("room");
+                        let promise = promised(redo, format!("{thread} {n}"));
                         if n % 2 == 0 {
                             promise.take_back().expect("takes back");
                         }

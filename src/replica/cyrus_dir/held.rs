@@ -59,6 +59,16 @@ pub(super) struct Appending<'a> {
     pub header: &'a [u8],
 }
 
+impl Appending<'_> {
+    /// The disk has the records.
+    pub fn sync(&self, disk: &Disk) -> Result<(), DirError> {
+        match self.records.is_empty() {
+            true => Ok(()),
+            false => disk.sync(self.file, self.path).map_err(|error| DirError::io(self.path, error)),
+        }
+    }
+}
+
 /// How the header of an index gets to the disk.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Commit {
@@ -72,12 +82,7 @@ pub(super) type BeforeCommit<'a> = &'a mut dyn FnMut(Option<&Appending<'_>>) -> 
 
 /// Nothing but the records.
 pub(super) fn records_only(disk: &Disk) -> impl FnMut(Option<&Appending<'_>>) -> Result<Commit, DirError> {
-    move |index| {
-        if let Some(Appending { file, path, .. }) = index.filter(|index| !index.records.is_empty()) {
-            disk.sync(file, path).map_err(|error| DirError::io(path, error))?;
-        }
-        Ok(Commit::Now)
-    }
+    |index| index.map_or(Ok(()), |index| index.sync(disk)).map(|()| Commit::Now)
 }
 
 /// What a mailbox takes of its quota root.

@@ -271,9 +271,7 @@ impl Staged<'_> {
         if self.published.len() >= FEW {
             return self.disk.sync_all_below(&self.dir).map_err(|error| DirError::io(&self.dir, error));
         }
-        if let Some(Appending { file, path, .. }) = index.filter(|index| !index.records.is_empty()) {
-            self.disk.sync(file, path).map_err(|error| DirError::io(path, error))?;
-        }
+        index.map_or(Ok(()), |index| index.sync(self.disk))?;
         for (path, pending) in std::mem::take(&mut self.pending) {
             pending.wait().map_err(|error| DirError::io(&path, error))?;
         }

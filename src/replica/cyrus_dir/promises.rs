@@ -9,14 +9,16 @@ use super::disk::{self, Disk};
 use super::held::{Appending, index_path};
 use super::messages::message_path;
 use super::places::Places;
+use super::store::{check_id, lock};
 use crate::archive::{LeftPromises, Promise, Redo};
 use crate::model::{Partition, Uid, UniqueId};
 use serde::{Deserialize, Serialize};
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::BTreeSet;
 use std::fs::{File, OpenOptions};
 use std::io::{self, ErrorKind};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, SystemTime};
 
@@ -97,16 +99,12 @@ struct Settler {
 
 #[derive(Default)]
 struct Jobs {
-    waiting: VecDeque<Written>,
+    waiting: Vec<Written>,
     /// Directories at work.
     busy: Vec<PathBuf>,
     /// Somebody waits.
     is_urgent: bool,
     is_over: bool,
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Promises {
@@ -136,7 +134,7 @@ impl Promises {
     ) -> Option<Written> {
         let redo = lock(&self.redo).clone()?;
         let mut before = vec![0; appending.header.len()];
-        std::os::unix::fs::FileExt::read_exact_at(appending.file, &mut before, 0).ok()?;
+        appending.file.read_exact_at(&mut before, 0).ok()?;
         let uids = messages.all.iter().map(|message| message.uid).collect();
         let promised = Promised {
             partition: partition.clone(),
@@ -158,10 +156,10 @@ impl Promises {
             let (settler, disk) = (self.settler.clone(), disk.clone());
             *thread = std::thread::Builder::new().name("settle".into()).spawn(move || settler.run(&disk)).ok();
         }
-        lock(&self.settler.jobs).waiting.push_back(written);
+        lock(&self.settler.jobs).waiting.push(written);
         match thread.is_some() {
             true => self.settler.changed.notify_all(),
-            false => settle(lock(&self.settler.jobs).waiting.drain(..).collect(), disk),
+            false => settle(std::mem::take(&mut lock(&self.settler.jobs).waiting), disk),
         }
     }
 
@@ -176,9 +174,7 @@ impl Promises {
             jobs = self.settler.changed.wait(jobs).unwrap_or_else(PoisonError::into_inner);
         }
     }
-}
 
-impl Promises {
     /// Waits for all of it; nothing can be promised any more.
     pub fn finish(&self) {
         lock(&self.redo).take();
@@ -203,7 +199,7 @@ impl Settler {
             }
             let soon = |jobs: &mut Jobs| !jobs.is_urgent && !jobs.is_over;
             (jobs, _) = self.changed.wait_timeout_while(jobs, TOGETHER, soon).unwrap_or_else(PoisonError::into_inner);
-            let all: Vec<Written> = jobs.waiting.drain(..).collect();
+            let all = std::mem::take(&mut jobs.waiting);
             jobs.busy = all.iter().map(|job| job.dir.clone()).collect();
             jobs.is_urgent = false;
             drop(jobs);
@@ -260,7 +256,7 @@ fn write_again(places: &Places, disk: &Disk, all: &[Promised]) -> Result<Option<
         run.push(promised);
     }
     let Some(first) = run.first() else { return Ok(None) };
-    super::store::check_id(&first.uniqueid)?;
+    check_id(&first.uniqueid)?;
     let Ok(dir) = places.mailbox(&first.partition, &first.uniqueid) else { return Ok(None) };
     let path = index_path(&dir);
     let io = |error| DirError::io(&path, error);
@@ -270,7 +266,7 @@ fn write_again(places: &Places, disk: &Disk, all: &[Promised]) -> Result<Option<
         file => file.map_err(io)?,
     };
     let mut now = vec![0; first.before.len()];
-    std::os::unix::fs::FileExt::read_exact_at(&file, &mut now, 0).map_err(io)?;
+    file.read_exact_at(&mut now, 0).map_err(io)?;
     if now != first.before && run.iter().all(|promised| promised.header != now) {
         return Ok(None);
     }
